@@ -15,8 +15,6 @@ use crate::identity::TrustDomain;
 
 /// Old and new authority side by side is two; more than eight is somebody's whole system store.
 const MAX_ANCHORS: usize = 8;
-/// The leaf alone is what is issued here; the rest is room for an intermediate.
-const MAX_CHAIN: usize = 4;
 
 /// The authority certificates of one trust domain.
 #[derive(Debug, Clone)]
@@ -92,9 +90,10 @@ impl TrustAnchors {
     }
 }
 
-/// A leaf certificate and what follows it.
-pub(crate) fn chain_from_pem(pem: &str, origin: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
-    certificates_from_pem(pem, origin, MAX_CHAIN)
+/// The one certificate of a holder. The authority signs each itself, so that none comes in between.
+pub(crate) fn leaf_from_pem(pem: &str, origin: &str) -> Result<CertificateDer<'static>, Error> {
+    let mut certificates = certificates_from_pem(pem, origin, 1)?;
+    Ok(certificates.remove(0))
 }
 
 /// At least one certificate, at most `limit`.
@@ -107,7 +106,7 @@ fn certificates_from_pem(
     let mut certificates = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         if certificates.len() == limit {
-            return Err(refuse(format!("there are more than {limit} certificates in it")));
+            return Err(refuse(format!("there are more certificates in it than the {limit} expected")));
         }
         certificates.push(certificate.map_err(|error| refuse(error.to_string()))?);
     }

@@ -20,7 +20,7 @@ use rcgen::{
 
 use crate::anchors::TrustAnchors;
 use crate::error::Error;
-use crate::facts::{parse, system_time};
+use crate::facts::{Fingerprint, parse, system_time};
 use crate::files::{self, DirectoryLock, Exposure};
 use crate::identity::TrustDomain;
 use crate::issue::{asn1_time, random_serial};
@@ -107,9 +107,11 @@ impl CertificateAuthority {
         params.not_after = asn1_time(now + VALIDITY, &origin)?;
         params.serial_number = Some(random_serial()?);
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "Holdfast CA");
-        // Two authorities of one name, the old and the new, would be hard to tell apart in a listing.
-        params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
+        // A name of its own for each authority: a certificate from another one is then "of an unknown
+        // authority" to every verifier, and not "wrongly signed".
+        let tag = Fingerprint::of_bytes(&pair.subject_public_key_info()).to_string();
+        params.distinguished_name.push(DnType::CommonName, format!("Holdfast CA {}", &tag[..8]));
+        params.distinguished_name.push(DnType::OrganizationName, "Holdfast");
         // No intermediates: whoever holds a leaf can never sign for another.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

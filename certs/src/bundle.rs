@@ -1,4 +1,4 @@
-//! All that a holder needs to speak for itself and to verify the other side: chain, key, anchors.
+//! All that a holder needs to speak for itself and to verify the other side: certificate, key, anchors.
 //!
 //! What leaves this room fits together: the key is the certificate's, the certificate is signed by the
 //! anchors, and all are of one trust domain.
@@ -13,28 +13,29 @@
 //!
 //! So at every instant one pair on disk fits together.
 
+use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use crate::anchors::{TrustAnchors, chain_from_pem};
+use crate::anchors::{TrustAnchors, leaf_from_pem};
 use crate::error::Error;
 use crate::facts::CertificateFacts;
 use crate::files::{self, DirectoryLock, Exposure};
 use crate::key::PrivateKeyPem;
 
-/// How the chain of a bundle that did not come from a file is called in errors.
-const GIVEN_CHAIN: &str = "the given chain";
+/// How the certificate of a bundle that did not come from a file is called in errors.
+const GIVEN_CERTIFICATE: &str = "the given certificate";
 /// Only the owner reads, and nobody writes: a bundle changes by being replaced.
 const MODE: u32 = 0o400;
 
-/// A certificate chain, its private key, and the anchors to verify peers by.
-#[derive(Debug, Clone)]
+/// A certificate, its private key, and the anchors to verify peers by.
+#[derive(Clone)]
 pub struct CertificateBundle {
-    chain: Vec<CertificateDer<'static>>,
+    certified: Arc<CertifiedKey>,
     chain_pem: String,
     key: PrivateKeyPem,
     anchors: TrustAnchors,
@@ -45,7 +46,7 @@ impl CertificateBundle {
     /// Joins the three, checking that they fit together. Whether the certificate has run out is not
     /// checked: an expired one can still be renewed.
     pub fn new(chain_pem: &str, key: PrivateKeyPem, anchors: TrustAnchors) -> Result<Self, Error> {
-        Self::assemble(chain_pem, GIVEN_CHAIN, key, "the given key", anchors)
+        Self::assemble(chain_pem, GIVEN_CERTIFICATE, key, "the given key", anchors)
     }
 
     /// The same from PEM text.
@@ -79,7 +80,7 @@ impl CertificateBundle {
         &self.anchors
     }
 
-    /// The chain in PEM form, leaf first.
+    /// The certificate in PEM form.
     pub fn chain_pem(&self) -> &str {
         &self.chain_pem
     }
@@ -89,9 +90,9 @@ impl CertificateBundle {
         &self.key
     }
 
-    pub(crate) fn certified_key(&self) -> Result<CertifiedKey, Error> {
-        let key = self.key.signing_key("the bundle's key")?;
-        Ok(CertifiedKey::new(self.chain.clone(), key))
+    /// Certificate and key as TLS wants them.
+    pub(crate) fn certified_key(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.certified)
     }
 
     fn assemble(
@@ -101,9 +102,8 @@ impl CertificateBundle {
         key_origin: &str,
         anchors: TrustAnchors,
     ) -> Result<Self, Error> {
-        let chain = chain_from_pem(chain_pem, chain_origin)?;
-        let leaf = chain.first().expect("chain_from_pem returns at least one");
-        let facts = CertificateFacts::read(leaf, chain_origin)?;
+        let leaf = leaf_from_pem(chain_pem, chain_origin)?;
+        let facts = CertificateFacts::read(&leaf, chain_origin)?;
         if facts.spiffe_id.trust_domain != *anchors.trust_domain() {
             return Err(Error::TrustDomain {
                 origin: chain_origin.to_owned(),
@@ -111,8 +111,8 @@ impl CertificateBundle {
                 wanted: anchors.trust_domain().clone(),
             });
         }
-        let signing_key = key.signing_key(key_origin)?;
-        match CertifiedKey::new(chain.clone(), Arc::clone(&signing_key)).keys_match() {
+        let certified = Arc::new(CertifiedKey::new(vec![leaf.clone()], key.signing_key(key_origin)?));
+        match certified.keys_match() {
             Ok(()) => {}
             Err(rustls::Error::InconsistentKeys(_)) => {
                 return Err(Error::KeyMismatch {
@@ -122,15 +122,21 @@ impl CertificateBundle {
             }
             Err(error) => return Err(Error::certificate(chain_origin, error)),
         }
-        anchors.check_signed(chain.last().expect("the chain is not empty"), chain_origin)?;
-        Ok(Self { chain, chain_pem: chain_pem.to_owned(), key, anchors, facts })
+        anchors.check_signed(&leaf, chain_origin)?;
+        Ok(Self { certified, chain_pem: chain_pem.to_owned(), key, anchors, facts })
+    }
+}
+
+impl fmt::Debug for CertificateBundle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CertificateBundle").field(&self.facts).finish()
     }
 }
 
 /// Where the files of a bundle lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BundleFiles {
-    /// The certificate chain, leaf first.
+    /// The certificate.
     pub certificate: PathBuf,
     /// Its private key. While a renewal is being written, a second one lies beside it as `<name>.next`.
     pub key: PathBuf,
@@ -151,13 +157,14 @@ impl BundleFiles {
         let anchors_origin = self.ca.display().to_string();
         let ca = files::read_required(&self.ca, Exposure::Public)?;
         let anchors = TrustAnchors::from_pem(&ca, &anchors_origin)?;
-        let first = self.load_with(&self.key, &anchors);
-        match first {
+        match self.load_with(&self.key, &anchors) {
             Err(Error::KeyMismatch { .. }) => {}
+            Err(Error::Io { path, source, .. })
+                if path == self.key && source.kind() == io::ErrorKind::NotFound => {}
             other => return other,
         }
-        // A renewal was cut short before its last step, or is at it right now: then the key has just
-        // been moved into place between the two looks.
+        // A write was cut short before its last step, or is at it right now: then the key may have been
+        // moved into place since, and the third look finds it. If not, its error is the one to report.
         match self.load_with(&self.next_key(), &anchors) {
             Ok(bundle) => Ok(bundle),
             Err(_) => self.load_with(&self.key, &anchors),
@@ -169,7 +176,7 @@ impl BundleFiles {
     /// A crash between any two steps leaves files that [`load`](Self::load) still makes sense of.
     /// Blocking, milliseconds.
     pub fn write(&self, bundle: &CertificateBundle) -> Result<(), Error> {
-        let directory = self.key.parent().unwrap_or(Path::new("."));
+        let directory = files::parent(&self.key);
         files::private_directory(directory)?;
         let _lock = DirectoryLock::acquire(directory)?;
         files::write_atomically(&self.ca, bundle.anchors.pem(), MODE)?;

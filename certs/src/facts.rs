@@ -69,7 +69,11 @@ pub struct Fingerprint([u8; 32]);
 impl Fingerprint {
     /// The fingerprint of `certificate`.
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
-        let digest = digest(&SHA256, certificate);
+        Self::of_bytes(certificate)
+    }
+
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        let digest = digest(&SHA256, bytes);
         Self(digest.as_ref().try_into().expect("SHA-256 is 32 bytes long"))
     }
 

@@ -112,7 +112,8 @@ fn sync_directory(directory: &Path) -> Result<(), Error> {
         .map_err(Error::io("write to disk", directory))
 }
 
-fn parent(path: &Path) -> &Path {
+/// The directory that a file is in, also for a bare file name.
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

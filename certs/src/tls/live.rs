@@ -27,14 +27,14 @@ struct Current {
 
 impl LiveIdentity {
     /// Starts with what is in `bundle`.
-    pub fn new(bundle: &CertificateBundle) -> Result<Arc<Self>, Error> {
-        Ok(Arc::new(Self { current: ArcSwap::from_pointee(Current::from_bundle(bundle)?) }))
+    pub fn new(bundle: &CertificateBundle) -> Arc<Self> {
+        Arc::new(Self { current: ArcSwap::from_pointee(Current::from_bundle(bundle)) })
     }
 
     /// Shows what is in `bundle` from the next handshake on. It must be for the same identity: a renewal
     /// never changes who somebody is.
     pub fn replace(&self, bundle: &CertificateBundle) -> Result<(), Error> {
-        let next = Current::from_bundle(bundle)?;
+        let next = Current::from_bundle(bundle);
         let now = self.current.load();
         if next.facts.spiffe_id != now.facts.spiffe_id {
             return Err(Error::WrongIdentity {
@@ -54,8 +54,8 @@ impl LiveIdentity {
 }
 
 impl Current {
-    fn from_bundle(bundle: &CertificateBundle) -> Result<Self, Error> {
-        Ok(Self { key: Arc::new(bundle.certified_key()?), facts: bundle.facts().clone() })
+    fn from_bundle(bundle: &CertificateBundle) -> Self {
+        Self { key: bundle.certified_key(), facts: bundle.facts().clone() }
     }
 }
 
