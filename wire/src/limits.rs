@@ -1,0 +1,51 @@
+//! Bounds on everything that a peer can make grow. A number carries the reason for its size.
+
+/// A control message or a relay header: the largest that is read or written, in bytes. An [`ExecReport`] of
+/// [`MAX_EXECS`] execs at about 600 bytes each is the largest real one.
+///
+/// [`ExecReport`]: crate::control::ExecReport
+pub const MAX_MESSAGE: usize = 1 << 20;
+
+/// The payload of one exec frame, in bytes. One read of a full pipe (64 KiB, the kernel's default) fits.
+pub const MAX_FRAME_PAYLOAD: usize = 64 * 1024;
+
+/// A relay header that carries an exec's spec. execve's own bound is 2 MiB for arguments and environment
+/// (a quarter of the default 8 MiB stack); the slack is for the encoding.
+pub const MAX_RELAY_HEADER: usize = (2 << 20) + (256 << 10);
+
+/// Arguments and environment together, in bytes: what Linux takes with the default stack limit.
+pub const MAX_ARGS_AND_ENV: usize = 2 << 20;
+
+/// One argument or one `NAME=value`, in bytes: the kernel's MAX_ARG_STRLEN (32 pages), the NUL included.
+pub const MAX_ARG: usize = 128 * 1024;
+
+/// Arguments of one exec. Far more than [`MAX_ARGS_AND_ENV`] lets through with real arguments.
+pub const MAX_ARG_COUNT: usize = 32 * 1024;
+
+/// Environment variables of one exec.
+pub const MAX_ENV_COUNT: usize = 4096;
+
+/// A path, in bytes: the kernel's PATH_MAX, the NUL included.
+pub const MAX_PATH: usize = 4096;
+
+/// A user's name as asked for. useradd stops at 32; `uid:gid` is shorter.
+pub const MAX_USER: usize = 64;
+
+/// Execs that one supervisor keeps, ended ones included. The oldest ended ones go first.
+pub const MAX_EXECS: usize = 1024;
+
+/// Relays that one session carries at once: the supervisor's limit of incoming bidirectional streams.
+pub const MAX_RELAYS: u32 = 1024;
+
+/// Streams that a supervisor may open: the control stream and a spare. Sandboxes are not trusted.
+pub const MAX_SUPERVISOR_STREAMS: u32 = 4;
+
+/// One read of kept output, in bytes.
+pub const MAX_READ: usize = 512 * 1024;
+
+/// Stdin that is on its way to the command and not yet acknowledged, in bytes: what a caller keeps for a repeat.
+/// 4 MiB is 40 MB/s at 100 ms of round trip.
+pub const STDIN_WINDOW: u64 = 4 << 20;
+
+/// Output that a caller receives before it acknowledges, in bytes: well below the smallest spool.
+pub const ACK_EVERY: u64 = 256 * 1024;
