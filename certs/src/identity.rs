@@ -311,3 +311,124 @@ impl fmt::Display for TrustDomain {
         f.write_str(&self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SANDBOX: &str = "spiffe://holdfast.internal/sandbox/0192f0c1-2b3c-7d4e-8f5a-6b7c8d9e0f1a";
+
+    #[test]
+    fn each_identity_has_one_spelling() {
+        for text in [SANDBOX, "spiffe://acme.example/client/ada", "spiffe://a/gateway/GW_1.eu-west"] {
+            assert_eq!(text.parse::<SpiffeId>().unwrap().to_string(), text);
+        }
+        for other_spelling in [
+            SANDBOX.to_uppercase().as_str(),
+            &SANDBOX.replace("spiffe", "SPIFFE"),
+            &SANDBOX.replace("internal", "Internal"),
+            &SANDBOX.replace("7d4e", "7D4E"),
+            &SANDBOX.replace("2b3c-", "2b3c"),
+            "spiffe://holdfast.internal/sandbox/0192f0c12b3c7d4e8f5a6b7c8d9e0f1a",
+            "spiffe://holdfast.internal/sandbox/{0192f0c1-2b3c-7d4e-8f5a-6b7c8d9e0f1a}",
+        ] {
+            assert!(other_spelling.parse::<SpiffeId>().is_err(), "{other_spelling}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_an_identity_is_refused_with_the_reason() {
+        for (text, reason) in [
+            ("", "does not start with spiffe://"),
+            ("https://holdfast.internal/client/ada", "does not start with spiffe://"),
+            ("spiffe://holdfast.internal", "nobody in it"),
+            ("spiffe:///client/ada", "1 to 245 characters"),
+            ("spiffe://holdfast.internal:443/client/ada", "only lower-case letters"),
+            ("spiffe://user@holdfast.internal/client/ada", "only lower-case letters"),
+            ("spiffe://holdfast.internal/", "none of sandbox/"),
+            ("spiffe://holdfast.internal/root/ada", "none of sandbox/"),
+            ("spiffe://holdfast.internal//client/ada", "none of sandbox/"),
+            ("spiffe://holdfast.internal/client/", "empty"),
+            ("spiffe://holdfast.internal/client/..", "a dot alone"),
+            ("spiffe://holdfast.internal/client/ada/", "only letters"),
+            ("spiffe://holdfast.internal/client/ada?x", "only letters"),
+            ("spiffe://holdfast.internal/client/ada#x", "only letters"),
+            ("spiffe://holdfast.internal/client/%61da", "only letters"),
+            ("spiffe://holdfast.internal/client/ada\n", "only letters"),
+            ("spiffe://holdfast.internal/client/ada\0", "only letters"),
+            ("spiffe://holdfast.internal/sandbox/1", "not a lower-case UUID"),
+            ("spiffe://10.0.0.1/client/ada", "must not be a number"),
+        ] {
+            let error = text.parse::<SpiffeId>().unwrap_err().to_string();
+            assert!(error.contains(reason), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_error_quotes_only_the_start_of_what_a_peer_sent() {
+        let error = "x".repeat(100_000).parse::<SpiffeId>().unwrap_err();
+        assert!(error.to_string().len() < 200);
+    }
+
+    #[test]
+    fn a_trust_domain_is_a_dns_name() {
+        let longest = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(53)].join(".");
+        assert_eq!(longest.len(), TrustDomain::MAX_BYTES);
+        for text in ["a", "holdfast.internal", "xn--bcher-kva.example", "1.example", &longest] {
+            let server_name = text.parse::<TrustDomain>().unwrap().gateway_server_name();
+            assert_eq!(server_name.to_str(), format!("gateway.{text}"));
+        }
+        let too_long = format!("{longest}e");
+        for text in ["", ".", "a.", ".a", "a..b", "-a", "a-", "A", "a_b", "ä", "a b", "1", "a.1", &too_long]
+        {
+            assert!(text.parse::<TrustDomain>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn serde_checks_what_it_reads() {
+        let id: SpiffeId = serde_json::from_str(&format!("\"{SANDBOX}\"")).unwrap();
+        assert_eq!(serde_json::to_string(&id).unwrap(), format!("\"{SANDBOX}\""));
+        assert!(serde_json::from_str::<TrustDomain>("\"Not A Domain\"").is_err());
+        assert!(serde_json::from_str::<Name>("\"a/b\"").is_err());
+    }
+
+    fn identities() -> impl Strategy<Value = Identity> {
+        let name = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,47}";
+        prop_oneof![
+            any::<u128>().prop_map(|id| Identity::sandbox(Uuid::from_u128(id))),
+            name.prop_map(|name| Identity::client(&name).unwrap()),
+            name.prop_map(|name| Identity::gateway(&name).unwrap()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn an_identity_survives_being_written_and_read(
+            domain in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\\.[a-z]([a-z0-9-]{0,20}[a-z0-9])?){1,3}",
+            identity in identities(),
+        ) {
+            let id = SpiffeId::new(domain.parse().unwrap(), identity);
+            prop_assert_eq!(id.to_string().parse::<SpiffeId>().unwrap(), id);
+        }
+
+        #[test]
+        fn what_is_read_is_written_the_same(
+            text in "(spiffe://)?[a-zA-Z0-9.:@_-]{0,12}/(sandbox|client|gateway|x)?/?[a-f0-9A-F{}.%/?#_-]{0,40}",
+        ) {
+            if let Ok(id) = text.parse::<SpiffeId>() {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn every_trust_domain_has_a_gateway_name(text in "[a-z0-9.-]{1,40}") {
+            if let Ok(domain) = text.parse::<TrustDomain>() {
+                // The conversion says that it cannot fail; this is where it would.
+                domain.gateway_server_name();
+            }
+        }
+    }
+}

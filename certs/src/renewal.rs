@@ -86,3 +86,123 @@ impl Renewal {
 fn share(whole: Duration, jitter: u16) -> Duration {
     whole.mul_f64(f64::from(jitter) / 65536.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::facts::Fingerprint;
+    use crate::identity::{Identity, SpiffeId, TrustDomain};
+
+    fn living(from: SystemTime, life: Duration) -> CertificateFacts {
+        CertificateFacts {
+            spiffe_id: SpiffeId::new(TrustDomain::default(), Identity::client("ada").unwrap()),
+            not_before: from,
+            not_after: from + life,
+            serial: "01".to_owned(),
+            fingerprint: Fingerprint::of(&[][..].into()),
+        }
+    }
+
+    fn start() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    /// From seconds to ten years.
+    fn lives() -> impl Strategy<Value = Duration> {
+        prop_oneof![2..120u64, 120..200_000u64, 200_000..315_360_000u64].prop_map(Duration::from_secs)
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_due_between_half_and_two_thirds_of_the_life(life in lives(), jitter: u16) {
+            let due = Renewal::plan(&living(start(), life), jitter).due();
+            prop_assert!(due >= start() + life / 2);
+            prop_assert!(due <= start() + life.mul_f64(0.667));
+        }
+
+        #[test]
+        fn waiting_always_ends_at_the_due_instant(life in lives(), jitter: u16) {
+            let plan = Renewal::plan(&living(start(), life), jitter);
+            let mut now = start();
+            // Bounded by the longest wait, which is exact but at the end.
+            for _ in 0..=(life.as_secs() / LONGEST_WAIT.as_secs()).min(10_000) + 1 {
+                match plan.step(now) {
+                    Step::Renew => {
+                        prop_assert_eq!(now, plan.due());
+                        return Ok(());
+                    }
+                    Step::Wait(wait) => {
+                        prop_assert!(!wait.is_zero() && wait <= LONGEST_WAIT);
+                        now += wait;
+                    }
+                }
+            }
+            prop_assert!(life > 10_000 * LONGEST_WAIT);
+        }
+
+        #[test]
+        fn retries_are_bounded_and_go_on_past_the_end(
+            life in lives(),
+            jitter: u16,
+            late in 0.0..3.0f64,
+            tries in 1..60usize,
+        ) {
+            let mut plan = Renewal::plan(&living(start(), life), jitter);
+            let mut now = (start() + life.mul_f64(late)).max(plan.due());
+            for _ in 0..tries {
+                prop_assert_eq!(plan.step(now), Step::Renew);
+                plan.failed(now);
+                let delay = plan.due().duration_since(now).unwrap();
+                prop_assert!(delay >= FIRST_RETRY && delay <= LONGEST_WAIT);
+                let remaining = (start() + life).duration_since(now).unwrap_or_default();
+                if remaining >= 4 * FIRST_RETRY {
+                    prop_assert!(delay <= remaining / 4);
+                } else {
+                    prop_assert!(delay <= Duration::from_secs(30));
+                }
+                prop_assert_eq!(plan.step(now), Step::Wait(delay));
+                now = plan.due();
+            }
+        }
+
+        /// The clock may jump anywhere between two looks; there is always an answer, and never a long sleep.
+        #[test]
+        fn no_jump_of_the_clock_makes_it_sleep_long(
+            life in lives(),
+            jitter: u16,
+            looks in prop::collection::vec((0..700_000_000u64, any::<bool>()), 1..20),
+        ) {
+            let mut plan = Renewal::plan(&living(start(), life), jitter);
+            for (at, fails) in looks {
+                let now = start() - Duration::from_secs(350_000_000) + Duration::from_secs(at);
+                match plan.step(now) {
+                    Step::Wait(wait) => prop_assert!(!wait.is_zero() && wait <= LONGEST_WAIT),
+                    Step::Renew if fails => plan.failed(now),
+                    Step::Renew => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn several_tries_fit_into_the_last_third() {
+        let mut plan = Renewal::plan(&living(start(), Duration::from_secs(24 * 60 * 60)), 0);
+        let mut now = plan.due();
+        let mut tries = 0;
+        while now < start() + Duration::from_secs(24 * 60 * 60) {
+            plan.failed(now);
+            now = plan.due();
+            tries += 1;
+        }
+        assert!((90..200).contains(&tries), "{tries}");
+    }
+
+    #[test]
+    fn a_certificate_whose_end_lies_before_its_beginning_is_renewed_at_once() {
+        let mut facts = living(start(), Duration::ZERO);
+        facts.not_after = start() - Duration::from_secs(60);
+        assert_eq!(Renewal::plan(&facts, u16::MAX).step(start()), Step::Renew);
+    }
+}
