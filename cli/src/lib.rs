@@ -1,1 +1,4 @@
-//! cli
+//! Holdfast's client library, and what the `holdfast` command is made of.
+
+pub mod profile;
+pub mod suggest;
