@@ -218,8 +218,12 @@ fn message(out: &mut BytesMut, kind: u8, message: &impl Message) {
     message.encode_raw(out);
 }
 
-/// Turns a stream's chunks into frames, without copying data. Holds at most the chunks that were pushed and
-/// one control payload.
+/// Chunks that may wait for the rest of a control frame. Joining them costs a copy of at most 64 KiB, so at most
+/// 1024 such copies for a control frame that is sent byte by byte.
+const MAX_WAITING_CHUNKS: usize = 63;
+
+/// Turns a stream's chunks into frames, without copying data. Between a `None` and the next push it holds less than
+/// a header and one control payload, in few chunks.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
     chunks: std::collections::VecDeque<Bytes>,
@@ -251,51 +255,70 @@ impl FrameDecoder {
         }
     }
 
+    /// How many bytes wait in here: between a `None` and the next push less than a header and the largest
+    /// control payload.
+    #[must_use]
+    pub fn buffered(&self) -> usize {
+        self.buffered
+    }
+
     /// The next frame or fragment; `None`: more bytes are needed. After an error the stream is of no more use.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        if let Some(fragment) = self.fragment() {
-            return Ok(Some(fragment));
-        }
-        if self.partial.is_some() || self.buffered < HEADER_LEN {
-            return Ok(None);
-        }
-        let mut head = [0; HEADER_LEN];
-        self.peek(&mut head);
-        let (kind, length) = (head[0], u32::from_be_bytes([head[1], head[2], head[3], head[4]]));
-        let Some(name) = kind_name(kind) else { return Err(FrameError::UnknownKind(kind)) };
-        let size = length as usize;
-        if size > MAX_FRAME_PAYLOAD {
-            return Err(FrameError::TooLong { kind: name, length });
-        }
-        match kind {
-            kind::STDOUT | kind::STDERR => {
-                self.skip(HEADER_LEN);
-                self.partial = (size > 0).then_some(Partial { kind, remaining: size, offset: 0 });
-                if size == 0 { self.next_frame() } else { Ok(self.fragment()) }
+        // A loop, for a data frame without data yields nothing: a peer may send thousands of them in one chunk.
+        loop {
+            if let Some(fragment) = self.fragment() {
+                return Ok(Some(fragment));
             }
-            kind::STDIN => {
-                if size < 8 {
-                    return Err(malformed(name, "shorter than its offset"));
-                }
-                if self.buffered < HEADER_LEN + 8 {
-                    return Ok(None);
-                }
-                self.skip(HEADER_LEN);
-                let offset = self.take(8).get_u64();
-                if offset.checked_add(size as u64).is_none() {
-                    return Err(malformed(name, "its offset is beyond 2^64"));
-                }
-                self.partial = (size > 8).then_some(Partial { kind, remaining: size - 8, offset });
-                if size == 8 { self.next_frame() } else { Ok(self.fragment()) }
+            if self.partial.is_some() || self.buffered < HEADER_LEN {
+                return Ok(self.starved());
             }
-            _ => {
-                if self.buffered < HEADER_LEN + size {
-                    return Ok(None);
+            let mut head = [0; HEADER_LEN];
+            self.peek(&mut head);
+            let (kind, length) = (head[0], u32::from_be_bytes([head[1], head[2], head[3], head[4]]));
+            let Some(name) = kind_name(kind) else { return Err(FrameError::UnknownKind(kind)) };
+            let size = length as usize;
+            if size > MAX_FRAME_PAYLOAD {
+                return Err(FrameError::TooLong { kind: name, length });
+            }
+            match kind {
+                kind::STDOUT | kind::STDERR => {
+                    self.skip(HEADER_LEN);
+                    self.partial = (size > 0).then_some(Partial { kind, remaining: size, offset: 0 });
                 }
-                self.skip(HEADER_LEN);
-                control_frame(kind, name, self.take(size)).map(Some)
+                kind::STDIN => {
+                    if size < 8 {
+                        return Err(malformed(name, "shorter than its offset"));
+                    }
+                    if self.buffered < HEADER_LEN + 8 {
+                        return Ok(self.starved());
+                    }
+                    self.skip(HEADER_LEN);
+                    let offset = self.take(8).get_u64();
+                    if offset.checked_add(size as u64).is_none() {
+                        return Err(malformed(name, "its offset is beyond 2^64"));
+                    }
+                    self.partial = (size > 8).then_some(Partial { kind, remaining: size - 8, offset });
+                }
+                _ => {
+                    if self.buffered < HEADER_LEN + size {
+                        return Ok(self.starved());
+                    }
+                    self.skip(HEADER_LEN);
+                    return control_frame(kind, name, self.take(size)).map(Some);
+                }
             }
         }
+    }
+
+    /// More bytes are needed. Each chunk is a slice of a datagram and holds all of it in memory: what was
+    /// trickled in is joined, or a control frame sent byte by byte would pin a datagram for each byte.
+    fn starved(&mut self) -> Option<Frame> {
+        if self.chunks.len() > MAX_WAITING_CHUNKS {
+            let all = self.take(self.buffered);
+            self.buffered = all.len();
+            self.chunks.push_back(all);
+        }
+        None
     }
 
     /// To be asked when the stream has ended: was that between two frames?

@@ -1,7 +1,7 @@
 //! Bounds on everything that a peer can make grow. A number carries the reason for its size.
 
 /// A control message or a relay header: the largest that is read or written, in bytes. An [`ExecReport`] of
-/// [`MAX_EXECS`] execs at about 600 bytes each is the largest real one.
+/// [`MAX_EXECS`] execs at no more than 900 bytes each is the largest real one.
 ///
 /// [`ExecReport`]: crate::control::ExecReport
 pub const MAX_MESSAGE: usize = 1 << 20;
@@ -31,6 +31,10 @@ pub const MAX_PATH: usize = 4096;
 /// A user's name as asked for. useradd stops at 32; `uid:gid` is shorter.
 pub const MAX_USER: usize = 64;
 
+/// Free text inside an outcome (why a start failed, who cancelled), in bytes: with it a report of [`MAX_EXECS`]
+/// execs still fits [`MAX_MESSAGE`]. Whoever makes an outcome cuts its text with [`cut`].
+pub const MAX_OUTCOME_TEXT: usize = 256;
+
 /// Execs that one supervisor keeps, ended ones included. The oldest ended ones go first.
 pub const MAX_EXECS: usize = 1024;
 
@@ -49,3 +53,20 @@ pub const STDIN_WINDOW: u64 = 4 << 20;
 
 /// Output that a caller receives before it acknowledges, in bytes: well below the smallest spool.
 pub const ACK_EVERY: u64 = 256 * 1024;
+
+/// `text` in at most `most` bytes; what was cut off leaves an ellipsis.
+#[must_use]
+pub fn cut(mut text: String, most: usize) -> String {
+    const MARK: char = '…';
+    if text.len() > most {
+        let mut end = most.saturating_sub(MARK.len_utf8());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        if most >= MARK.len_utf8() {
+            text.push(MARK);
+        }
+    }
+    text
+}

@@ -137,35 +137,28 @@ pub fn digest(spec: &ExecSpec) -> bytes::Bytes {
 #[must_use]
 pub fn display(spec: &ExecSpec) -> String {
     const MOST: usize = 256;
+    // One byte more than is shown, so that the cut shows.
+    let lossy_head = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(MOST + 1)]).into_owned();
     let mut text = String::new();
     match &spec.command {
         None => {}
         Some(Command::Shell(line)) => {
             text.push_str("sh -c ");
-            text.push_str(&String::from_utf8_lossy(&line[..line.len().min(MOST)]));
+            text.push_str(&lossy_head(line));
         }
         Some(Command::Argv(argv)) => {
             for arg in &argv.args {
                 if !text.is_empty() {
                     text.push(' ');
                 }
-                text.push_str(&String::from_utf8_lossy(&arg[..arg.len().min(MOST)]));
+                text.push_str(&lossy_head(arg));
                 if text.len() > MOST {
                     break;
                 }
             }
         }
     }
-    let mut text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.len() > MOST {
-        let mut end = MOST - '…'.len_utf8();
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        text.push('…');
-    }
-    text
+    limits::cut(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect(), MOST)
 }
 
 fn argument(field: &str, bytes: &[u8]) -> Result<usize, SpecError> {

@@ -1,0 +1,93 @@
+//! Golden bytes. A change here is a change of the protocol that other versions, already out there, will not
+//! follow: give new things new numbers instead.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use holdfast_wire::{
+    api::{ExecEnded, ExecStarted, OutputStream},
+    frame::Frame,
+    limits::MAX_MESSAGE,
+    message, spec,
+    transport::ServerKeys,
+};
+use prost::Message;
+
+use crate::samples;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes everything");
+        text
+    })
+}
+
+/// One line for each message, with its length in front as on a stream.
+fn lines<M: Message>(messages: impl IntoIterator<Item = (&'static str, M)>) -> String {
+    let line = |(name, message): (&str, M)| {
+        format!("{name}: {}", hex(&message::encode(&message, MAX_MESSAGE).unwrap()))
+    };
+    messages.into_iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn frames_never_change() {
+    let info = Some(samples::info());
+    let data = Bytes::from_static(b"data\0\xff");
+    let frames = [
+        ("started", Frame::Started(ExecStarted { exec: info.clone(), stdin_offset: 9 })),
+        ("stdout", Frame::Output(OutputStream::Stdout, data.clone())),
+        ("stderr", Frame::Output(OutputStream::Stderr, data.clone())),
+        ("stdin", Frame::Stdin { offset: 0x0102_0304_0506_0708, data }),
+        ("stdin_eof", Frame::StdinEof { offset: 9 }),
+        ("resize", Frame::Resize { cols: 80, rows: 24 }),
+        ("signal", Frame::Signal(15)),
+        ("gap of stdout", Frame::Gap { stream: OutputStream::Stdout, from: 1, to: 0x100 }),
+        ("gap of stderr", Frame::Gap { stream: OutputStream::Stderr, from: 1, to: 0x100 }),
+        ("ended", Frame::Ended(ExecEnded { outcome: Some(samples::exited(3)), exec: info })),
+        ("stdin_ack", Frame::StdinAck { offset: 9 }),
+        ("ack", Frame::Ack { stdout: 1000, stderr: 200 }),
+        ("detach", Frame::Detach),
+    ];
+    let text: Vec<String> =
+        frames.into_iter().map(|(name, frame)| format!("{name}: {}", hex(&frame.to_bytes()))).collect();
+    insta::assert_snapshot!(text.join("\n"));
+}
+
+#[test]
+fn a_supervisors_messages_never_change() {
+    insta::assert_snapshot!(lines(samples::ups()));
+}
+
+#[test]
+fn a_gateways_messages_never_change() {
+    insta::assert_snapshot!(lines(samples::downs()));
+}
+
+#[test]
+fn relay_headers_never_change() {
+    insta::assert_snapshot!(lines(samples::headers()));
+}
+
+#[test]
+fn relay_replies_never_change() {
+    let text = [lines(samples::replies()), lines([("answer", samples::answer())])];
+    insta::assert_snapshot!(text.join("\n"));
+}
+
+#[test]
+fn outcomes_never_change() {
+    insta::assert_snapshot!(lines(samples::outcomes()));
+}
+
+/// The store keeps digests: another digest of the same spec would make a repeated start a conflict.
+#[test]
+fn a_specs_digest_never_changes() {
+    insta::assert_snapshot!(hex(&spec::digest(&samples::spec())));
+}
+
+/// Other keys from the same secret would leave the supervisors of a restarted gateway without their reset.
+#[test]
+fn keys_are_told_apart_but_never_shown() {
+    assert_eq!(format!("{:?}", ServerKeys::derive(&[7; 32])), "ServerKeys(…)");
+}
