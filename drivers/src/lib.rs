@@ -26,6 +26,8 @@ pub mod spec;
 pub mod conformance;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fake;
+#[cfg(target_os = "linux")]
+pub mod local;
 
 pub use self::{
     driver::{Capabilities, ComputeDriver, Isolation, Verb},

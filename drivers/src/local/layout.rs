@@ -1,0 +1,152 @@
+//! Where a workload's files are, and what is in them.
+//!
+//! ```text
+//!   <root>/                       0700, one gateway's alone (.lock)
+//!     <sandbox id>/               0700
+//!       workload.json             the record
+//!       supervisor.toml           0600, what the supervisor reads at start
+//!       identity/                 cert.pem key.pem ca.pem, 0400
+//!       state/                    the supervisor's: spool and lock
+//!       workspace/                the user's files; the only part that outlives a generation with `state`
+//!       console.log console.log.1
+//!     .trash/<sandbox id>/        what is being removed
+//! ```
+//!
+//! There are no sockets in here, so that a long path is no trouble.
+
+use std::{ffi::OsString, io};
+
+use holdfast_wire::{
+    bootstrap::{GatewayAddress, IdentityFiles, SupervisorConfig},
+    ids::SandboxId,
+};
+use rustix::fs::FileType;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Shared, console,
+    files::{self, Dir},
+    spawn::Launch,
+    tree::{DIR_MARK, SANDBOX_MARK},
+};
+use crate::WorkloadSpec;
+
+pub(super) const TRASH: &str = ".trash";
+const WORKSPACE: &str = "workspace";
+const STATE: &str = "state";
+const IDENTITY: &str = "identity";
+const CONFIG: &str = "supervisor.toml";
+
+/// What a supervisor has of the gateway's own environment: where programs are, and how text is written.
+const INHERITED: [&str; 7] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "RUST_LOG"];
+/// Where programs are when the gateway itself was not told.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Makes the directories that are not there yet.
+pub(super) fn prepare(root: &Dir, sandbox: SandboxId) -> io::Result<Dir> {
+    let dir = root.make_dir(&sandbox.to_string())?;
+    for name in [WORKSPACE, STATE, IDENTITY] {
+        dir.make_dir(name)?;
+    }
+    Ok(dir)
+}
+
+/// Writes the supervisor's files, and says how it is started.
+pub(super) fn launch(shared: &Shared, spec: &WorkloadSpec, dir: &Dir) -> io::Result<Launch> {
+    let identity = dir.dir(IDENTITY)?;
+    let bootstrap = &spec.bootstrap;
+    identity.write("cert.pem", 0o400, bootstrap.cert_chain_pem.as_bytes())?;
+    identity.write("key.pem", 0o400, bootstrap.key_pem.expose().as_bytes())?;
+    identity.write("ca.pem", 0o400, bootstrap.ca_pem.as_bytes())?;
+
+    let config = SupervisorConfig {
+        sandbox_id: spec.sandbox,
+        workload_generation: spec.generation,
+        state_dir: dir.path().join(STATE),
+        workspace: dir.path().join(WORKSPACE),
+        init: shared.namespaces,
+        mount_proc: shared.namespaces,
+        gateway: GatewayAddress {
+            addresses: bootstrap.addresses.clone(),
+            server_name: bootstrap.server_name.clone(),
+        },
+        identity: IdentityFiles {
+            cert: identity.path().join("cert.pem"),
+            key: identity.path().join("key.pem"),
+            ca: identity.path().join("ca.pem"),
+        },
+        spool: shared.spool,
+        log: shared.log.clone(),
+    };
+    let text = config.to_toml().map_err(io::Error::other)?;
+    dir.write(CONFIG, 0o600, text.as_bytes())?;
+
+    console::keep_bounded(dir, shared.console_bytes)?;
+    let mut command = shared.command.clone();
+    command.extend(["--config".into(), dir.path().join(CONFIG).into_os_string()]);
+    Ok(Launch {
+        command,
+        env: environment(spec, dir),
+        console: console::open(dir)?,
+        namespaces: shared.namespaces,
+        boot: shared.boot.clone(),
+    })
+}
+
+/// Ends with nothing of the sandbox under the root. Whatever has its name is moved away first, so that a removal
+/// that is interrupted is never taken for a workload.
+pub(super) fn remove(root: &Dir, sandbox: SandboxId, stop: &CancellationToken) -> io::Result<()> {
+    let name = sandbox.to_string();
+    if root.kind(&name)?.is_some() {
+        let trash = root.make_dir(TRASH)?.make_dir(&name)?;
+        let mut free = 1_u64;
+        while trash.kind(&free.to_string())?.is_some() {
+            free += 1;
+        }
+        root.move_into(&name, &trash, &free.to_string())?;
+    }
+    remove_the_rest(root, sandbox, stop)
+}
+
+/// Empties the sandbox's trash, if there is any.
+pub(super) fn remove_the_rest(root: &Dir, sandbox: SandboxId, stop: &CancellationToken) -> io::Result<()> {
+    let name = sandbox.to_string();
+    if root.kind(TRASH)?.is_none() {
+        return Ok(());
+    }
+    let all = root.dir(TRASH)?;
+    if all.kind(&name)?.is_none() {
+        return Ok(());
+    }
+    files::empty(&all.dir(&name)?, stop)?;
+    all.remove_dir(&name)
+}
+
+/// The sandboxes under the root, and those that were being removed.
+pub(super) fn sandboxes(root: &Dir) -> io::Result<(Vec<SandboxId>, Vec<SandboxId>)> {
+    let there = ids(root)?;
+    let removed = match root.kind(TRASH)? {
+        Some(FileType::Directory) => ids(&root.dir(TRASH)?)?,
+        _ => Vec::new(),
+    };
+    Ok((there, removed))
+}
+
+fn ids(dir: &Dir) -> io::Result<Vec<SandboxId>> {
+    let name_of = |name: &std::ffi::CString| {
+        let name = name.to_str().ok()?;
+        // Written as Holdfast writes it: other spellings of a UUID are somebody else's directories.
+        name.parse::<SandboxId>().ok().filter(|id| id.to_string() == name)
+    };
+    Ok(dir.names()?.iter().filter_map(name_of).collect())
+}
+
+fn environment(spec: &WorkloadSpec, dir: &Dir) -> Vec<(OsString, OsString)> {
+    let mut env: Vec<(OsString, OsString)> = vec![("PATH".into(), DEFAULT_PATH.into())];
+    env.extend(INHERITED.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))));
+    // Later ones win.
+    env.extend(spec.env.0.iter().map(|(name, value)| (name.into(), value.into())));
+    env.push((SANDBOX_MARK.into(), spec.sandbox.to_string().into()));
+    env.push((DIR_MARK.into(), dir.path().as_os_str().to_owned()));
+    env
+}

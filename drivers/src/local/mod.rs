@@ -1,0 +1,446 @@
+//! The local driver: a workload is a supervisor process on this machine.
+//!
+//! For development, and for machines that are themselves the isolation. Where it is permitted (root, or
+//! CAP_SYS_ADMIN), a supervisor is the first process of its own PID namespace, with mounts of its own: then its
+//! commands cannot outlive it, and do not see other processes. Files, network and users are the machine's own
+//! either way. **This driver does not isolate**, and says so in its capabilities.
+//!
+//! ```text
+//!   LocalDriver ──Request──▶ Keeper (one task a sandbox) ──▶ files under root/<sandbox>/
+//!        ▲                      │        ▲                └─▶ supervisor process
+//!        └────── Board ◀────────┘        └── pidfd: it has ended ──┘
+//! ```
+//!
+//! Supervisors outlive the gateway. The next one finds them by `workload.json` (PID, start time, boot), takes
+//! hold of them by pidfd, and goes on. A lock on the root keeps two gateways from one root; two roots side by side
+//! share nothing.
+
+mod console;
+mod files;
+mod layout;
+mod process;
+mod record;
+mod spawn;
+mod state;
+mod task;
+mod tree;
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::join_all;
+use holdfast_wire::{bootstrap::SpoolLimits, ids::SandboxId};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    files::Dir,
+    task::{Keeper, Reply, Request},
+};
+use crate::{
+    Capabilities, ComputeDriver, DriverError, Isolation, Observed, ObservedStream, Verb, Workload,
+    WorkloadSpec, board::Board,
+};
+
+/// How many verbs on one sandbox may wait for each other. A gateway has one writer a sandbox; more are a fault.
+const MAILBOX: usize = 64;
+/// How long `list` waits for a keeper that is busy, such as with removing a large workspace, before it takes the
+/// level that it last gave.
+const LOOK_PATIENCE: Duration = Duration::from_millis(500);
+/// The longest root, in bytes: what lies below it in a workspace needs the rest of Linux's 4096.
+const MAX_ROOT_BYTES: usize = 2048;
+
+/// The driver.
+#[derive(Debug)]
+pub struct LocalDriver {
+    shared: Arc<Shared>,
+}
+
+/// How a local driver is opened.
+#[derive(Clone, Debug)]
+pub struct LocalConfig {
+    /// Where workloads live; made (mode 0700) if it is not there. One gateway's alone.
+    pub root: PathBuf,
+    /// The supervisor's program by an absolute path, and its first arguments; `--config FILE` is added. A program
+    /// of `/proc/self/exe` is this program, by its real path, so that after an upgrade the new file is started.
+    pub supervisor_command: Vec<OsString>,
+    /// Whether supervisors get PID and mount namespaces.
+    pub namespaces: Namespaces,
+    /// How much console is kept of each workload, in bytes.
+    pub console_bytes: u64,
+    /// The bounds of each supervisor's spool.
+    pub spool: SpoolLimits,
+    /// The supervisors' log filter.
+    pub log: String,
+}
+
+impl LocalConfig {
+    /// Workloads under `root`, made of `supervisor_command`, and the defaults for the rest.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>, supervisor_command: Vec<OsString>) -> Self {
+        Self {
+            root: root.into(),
+            supervisor_command,
+            namespaces: Namespaces::Auto,
+            // A supervisor says some hundred bytes per event: this is some thousand events.
+            console_bytes: 1024 * 1024,
+            spool: SpoolLimits::default(),
+            log: "info".to_owned(),
+        }
+    }
+}
+
+/// Whether supervisors get PID and mount namespaces of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Namespaces {
+    /// Where the system permits it.
+    #[default]
+    Auto,
+    /// Or the driver does not open.
+    Require,
+    /// Not at all.
+    Never,
+}
+
+/// What keepers share.
+struct Shared {
+    root: Dir,
+    command: Vec<OsString>,
+    namespaces: bool,
+    /// Why there are no namespaces.
+    no_namespaces: Option<String>,
+    console_bytes: u64,
+    spool: SpoolLimits,
+    log: String,
+    boot: String,
+    board: Board,
+    keepers: Mutex<HashMap<SandboxId, mpsc::Sender<Request>>>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    /// Held until the last keeper is done, so that the next driver never meets one at work.
+    lock: std::fs::File,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("root", &self.root.path())
+            .field("namespaces", &self.namespaces)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LocalDriver {
+    /// Opens the driver over its root, and takes hold of the workloads that are there.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for a configuration that cannot be (its field is named); `Unavailable` while another
+    /// gateway has the root; what the system says of the root.
+    pub async fn open(config: LocalConfig) -> Result<Self, DriverError> {
+        let opened = spawn_blocking(move || Shared::open(config)).await;
+        let (shared, there, removed) =
+            opened.map_err(|panic| DriverError::internal("opening the local driver", panic))??;
+        let shared = Arc::new(shared);
+        for sandbox in removed.into_iter().filter(|sandbox| !there.contains(sandbox)) {
+            // Goes on removing, and retires; nobody waits for that.
+            shared.keeper(&mut shared.keepers(), sandbox);
+        }
+        let driver = Self { shared };
+        // A keeper answers after it has loaded.
+        let loaded =
+            join_all(there.into_iter().map(|sandbox| driver.call(Verb::List, sandbox, Request::Look))).await;
+        loaded.into_iter().collect::<Result<Vec<()>, _>>()?;
+        Ok(driver)
+    }
+
+    /// Hands a request to the sandbox's keeper and waits for its answer.
+    async fn call<T>(
+        &self,
+        verb: Verb,
+        sandbox: SandboxId,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, DriverError> {
+        let attempted = || format!("{verb} {sandbox}");
+        self.shared.is_open(verb)?;
+        let (reply, answer) = oneshot::channel();
+        self.shared
+            .hand_over(sandbox, request(reply))
+            .map_err(|message| DriverError::unavailable(attempted(), message))?;
+        match answer.await {
+            Ok(answer) => answer,
+            Err(_) if self.shared.cancel.is_cancelled() => Err(closed(verb)),
+            Err(_) => {
+                Err(DriverError::internal(attempted(), "the workload's keeper ended while it was at work"))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl ComputeDriver for LocalDriver {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let (isolation, note) = match &self.shared.no_namespaces {
+            None => (
+                Isolation::Processes,
+                "does not isolate: commands have their own process and mount tables, but the gateway's user, files, \
+                 network and kernel"
+                    .to_owned(),
+            ),
+            Some(why) => (
+                Isolation::None,
+                format!("does not isolate: commands are plain processes of the gateway's user ({why})"),
+            ),
+        };
+        Capabilities {
+            pause: true,
+            stop_start: true,
+            adoption: true,
+            logs: true,
+            images: false,
+            resources: false,
+            isolation,
+            isolation_note: note,
+        }
+    }
+
+    async fn validate(&self, spec: &WorkloadSpec) -> Result<(), DriverError> {
+        self.shared.is_open(Verb::Validate)?;
+        check(spec)
+    }
+
+    async fn ensure(&self, spec: &WorkloadSpec) -> Result<Workload, DriverError> {
+        self.shared.is_open(Verb::Ensure)?;
+        check(spec)?;
+        let spec = Box::new(spec.clone());
+        self.call(Verb::Ensure, spec.sandbox, |reply| Request::Ensure(spec, reply)).await
+    }
+
+    async fn stop(&self, sandbox: SandboxId, grace: Duration) -> Result<(), DriverError> {
+        self.call(Verb::Stop, sandbox, |reply| Request::Stop(grace, reply)).await
+    }
+
+    async fn pause(&self, sandbox: SandboxId) -> Result<(), DriverError> {
+        self.call(Verb::Pause, sandbox, Request::Pause).await
+    }
+
+    async fn resume(&self, sandbox: SandboxId) -> Result<(), DriverError> {
+        self.call(Verb::Resume, sandbox, Request::Resume).await
+    }
+
+    async fn delete(&self, sandbox: SandboxId) -> Result<(), DriverError> {
+        self.call(Verb::Delete, sandbox, Request::Delete).await
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>, DriverError> {
+        self.shared.is_open(Verb::List)?;
+        // Ends are told by pidfd; what a signal from outside stopped must be looked for.
+        let there = self.shared.board.all();
+        let looks = there.iter().map(|observed| self.call(Verb::List, observed.sandbox, Request::Look));
+        let _ = join_all(looks.map(|look| timeout(LOOK_PATIENCE, look))).await;
+        Ok(self.shared.board.all())
+    }
+
+    async fn watch(&self) -> Result<ObservedStream, DriverError> {
+        self.shared.is_open(Verb::Watch)?;
+        Ok(self.shared.board.watch())
+    }
+
+    async fn logs(&self, sandbox: SandboxId, tail: usize) -> Result<Bytes, DriverError> {
+        self.shared.is_open(Verb::Logs)?;
+        // Not through the keeper: the console is most wanted while the keeper is busy.
+        let shared = self.shared.clone();
+        let read = spawn_blocking(move || {
+            let dir = shared.root.dir(&sandbox.to_string())?;
+            console::tail(&dir, tail, shared.console_bytes)
+        });
+        match read.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+            Ok(tail) => Ok(tail),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(DriverError::NotFound { verb: Verb::Logs, sandbox })
+            }
+            Err(error) => Err(DriverError::io(format!("logs {sandbox}"), error)),
+        }
+    }
+
+    async fn close(&self) {
+        self.shared.cancel.cancel();
+        self.shared.board.close();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        // The keepers are done, and whoever still holds this closed driver does not need it.
+        let _ = flock(&self.shared.lock, FlockOperation::Unlock);
+    }
+}
+
+impl Drop for LocalDriver {
+    fn drop(&mut self) {
+        self.shared.cancel.cancel();
+        self.shared.board.close();
+    }
+}
+
+impl Shared {
+    fn open(config: LocalConfig) -> Result<(Self, Vec<SandboxId>, Vec<SandboxId>), DriverError> {
+        let command = spawn::resolve(&config.supervisor_command)
+            .map_err(|message| DriverError::invalid("supervisor_command", message))?;
+        if config.console_bytes < 4096 {
+            return Err(DriverError::invalid("console_bytes", "is less than 4096: nothing useful fits"));
+        }
+        let root = open_root(&config.root)?;
+        let lock = lock(&root)?;
+        let no_namespaces = match config.namespaces {
+            Namespaces::Never => Some("namespaces are switched off".to_owned()),
+            Namespaces::Auto | Namespaces::Require => {
+                spawn::may_leave_namespaces().err().map(|error| format!("no namespaces: {error}"))
+            }
+        };
+        if let (Namespaces::Require, Some(why)) = (config.namespaces, &no_namespaces) {
+            return Err(DriverError::invalid(
+                "namespaces",
+                format!("are required, and not permitted here: {why}"),
+            ));
+        }
+        let failed = |attempted: &str, error: io::Error| DriverError::io(attempted.to_owned(), error);
+        let boot = process::boot_id().map_err(|error| failed("reading the boot id", error))?;
+        let (there, removed) =
+            layout::sandboxes(&root).map_err(|error| failed("reading the local driver's root", error))?;
+        let shared = Self {
+            root,
+            command,
+            namespaces: no_namespaces.is_none(),
+            no_namespaces,
+            console_bytes: config.console_bytes,
+            spool: config.spool,
+            log: config.log,
+            boot,
+            board: Board::default(),
+            keepers: Mutex::default(),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            lock,
+        };
+        Ok((shared, there, removed))
+    }
+
+    fn dir_of(&self, sandbox: SandboxId) -> PathBuf {
+        self.root.path().join(sandbox.to_string())
+    }
+
+    fn is_open(&self, verb: Verb) -> Result<(), DriverError> {
+        if self.cancel.is_cancelled() { Err(closed(verb)) } else { Ok(()) }
+    }
+
+    /// Puts a request into the mailbox of the sandbox's keeper. Under the lock, as is a keeper's retirement: so a
+    /// request never goes to a keeper that has looked for the last time.
+    fn hand_over(self: &Arc<Self>, sandbox: SandboxId, request: Request) -> Result<(), String> {
+        let mut keepers = self.keepers();
+        let keeper = self.keeper(&mut keepers, sandbox);
+        keeper.try_send(request).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => format!("{MAILBOX} requests wait for it already"),
+            mpsc::error::TrySendError::Closed(_) => "its keeper is gone".to_owned(),
+        })
+    }
+
+    fn keeper(
+        self: &Arc<Self>,
+        keepers: &mut HashMap<SandboxId, mpsc::Sender<Request>>,
+        sandbox: SandboxId,
+    ) -> mpsc::Sender<Request> {
+        if let Some(keeper) = keepers.get(&sandbox).filter(|keeper| !keeper.is_closed()) {
+            return keeper.clone();
+        }
+        let (keeper, mailbox) = mpsc::channel(MAILBOX);
+        keepers.insert(sandbox, keeper.clone());
+        self.tasks.spawn(Keeper::new(self.clone(), sandbox).run(mailbox));
+        keeper
+    }
+
+    /// Strikes a keeper off, unless somebody wants something of it.
+    fn retire(&self, sandbox: SandboxId, mailbox: &mpsc::Receiver<Request>) -> bool {
+        let mut keepers = self.keepers();
+        let idle = mailbox.is_empty();
+        if idle {
+            keepers.remove(&sandbox);
+        }
+        idle
+    }
+
+    fn keepers(&self) -> MutexGuard<'_, HashMap<SandboxId, mpsc::Sender<Request>>> {
+        // A panic while holding the lock cannot leave half an entry.
+        self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What this driver cannot make, beside what no driver can.
+fn check(spec: &WorkloadSpec) -> Result<(), DriverError> {
+    spec.check()?;
+    if spec.image.is_some() {
+        return Err(DriverError::invalid(
+            "image",
+            "the local driver runs no images: leave it out, or choose another driver",
+        ));
+    }
+    if spec.user.is_some() {
+        let message = "the local driver runs workloads as the gateway's own user: leave it out, and name a user with each exec";
+        return Err(DriverError::invalid("user", message));
+    }
+    match spec.resources.first_set() {
+        Some(field) => Err(DriverError::invalid(
+            field,
+            "the local driver enforces no limits: leave it out, or choose another driver",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn closed(verb: Verb) -> DriverError {
+    DriverError::unavailable(verb.to_string(), "the local driver is closed")
+}
+
+fn open_root(path: &Path) -> Result<Dir, DriverError> {
+    use std::os::unix::{ffi::OsStrExt, fs::DirBuilderExt};
+    let attempted = || format!("opening the local driver's root {}", path.display());
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| DriverError::io(attempted(), error))?;
+    // One spelling, because records and marks hold the path.
+    let path = path.canonicalize().map_err(|error| DriverError::io(attempted(), error))?;
+    if path.as_os_str().as_bytes().len() > MAX_ROOT_BYTES {
+        return Err(DriverError::invalid("root", format!("is longer than {MAX_ROOT_BYTES} bytes")));
+    }
+    Dir::open(&path).map_err(|error| DriverError::io(attempted(), error))
+}
+
+fn lock(root: &Dir) -> Result<std::fs::File, DriverError> {
+    let attempted = || format!("locking the local driver's root {}", root.path().display());
+    let flags = OFlags::RDWR | OFlags::CREATE;
+    let file = root
+        .open_file(".lock", flags, Mode::RUSR.union(Mode::WUSR).bits())
+        .map_err(|error| DriverError::io(attempted(), error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(DriverError::unavailable(attempted(), "another gateway has it"))
+        }
+        Err(error) => Err(DriverError::io(attempted(), error)),
+    }
+}
