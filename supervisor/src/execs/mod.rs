@@ -13,6 +13,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub mod spawn;
+mod state;
 
 pub use spawn::Spawner;
 

@@ -1,0 +1,92 @@
+//! A cgroup for each exec, where the supervisor may make one (cgroup v2, writable): its processes are then known
+//! to the kernel, whatever sessions they make, and die by one write.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use holdfast_wire::ids::ExecId;
+
+/// In front of the exec's id, in the name of its cgroup.
+const PREFIX: &str = "holdfast-exec-";
+
+/// One exec's cgroup.
+#[derive(Clone, Debug)]
+pub(super) struct Cgroup {
+    dir: PathBuf,
+}
+
+impl Cgroup {
+    /// The cgroup v2 directory of this very process, if cgroups can be made below it: found by trying.
+    pub(super) fn base() -> Option<PathBuf> {
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let base = mounts.lines().find_map(|line| {
+            let (mount, fs) = line.split_once(" - ")?;
+            if fs.split(' ').next()? != "cgroup2" {
+                return None;
+            }
+            let mut fields = mount.split(' ').skip(3);
+            let (root, point) = (fields.next()?, fields.next()?);
+            let below = Path::new(own).strip_prefix(root).ok()?;
+            Some(Path::new(point).join(below))
+        })?;
+        let trial = base.join(format!("holdfast-trial-{}", std::process::id()));
+        fs::create_dir(&trial).ok()?;
+        let writable = fs::OpenOptions::new().write(true).open(trial.join("cgroup.procs")).is_ok();
+        fs::remove_dir(&trial).ok()?;
+        writable.then_some(base)
+    }
+
+    /// Makes the cgroup and opens its door for the child. `None`: it cannot be had; the exec does without.
+    pub(super) fn create(base: &Path, exec: ExecId) -> Option<(Self, OwnedFd)> {
+        let dir = base.join(format!("{PREFIX}{exec}"));
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return None,
+            _ => {}
+        }
+        let door = fs::OpenOptions::new().write(true).open(dir.join("cgroup.procs")).ok()?;
+        Some((Self { dir }, door.into()))
+    }
+
+    /// One that an earlier process made, if its name is of this exec and it is still there.
+    pub(super) fn reopen(dir: &str, exec: ExecId) -> Option<Self> {
+        let dir = PathBuf::from(dir);
+        let named = dir.file_name()?.to_str()? == format!("{PREFIX}{exec}");
+        (named && dir.join("cgroup.procs").exists()).then_some(Self { dir })
+    }
+
+    /// For the record.
+    pub(super) fn path(&self) -> String {
+        self.dir.to_string_lossy().into_owned()
+    }
+
+    /// Kills everything in it by one write. Before Linux 5.14 there is no such file; the caller kills one by one
+    /// in any case.
+    pub(super) fn kill(&self) {
+        let _ = fs::write(self.dir.join("cgroup.kill"), "1");
+    }
+
+    /// The processes in it.
+    pub(super) fn pids(&self) -> Vec<u32> {
+        let procs = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
+        procs.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// True where the kernel counts at least one out-of-memory kill in here (only with the memory controller).
+    pub(super) fn oom_killed(&self) -> bool {
+        let events = fs::read_to_string(self.dir.join("memory.events")).unwrap_or_default();
+        events.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count != "0")
+    }
+
+    /// Removes it; false while processes are in it.
+    pub(super) fn remove(&self) -> bool {
+        match fs::remove_dir(&self.dir) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+}
