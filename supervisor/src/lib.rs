@@ -1,2 +1,10 @@
-//! supervisor
 pub mod execs;
+mod clocks;
+mod control;
+pub mod identity;
+mod init;
+pub mod link;
+mod lock;
+mod probe;
+mod relays;
+mod work;

@@ -1,0 +1,279 @@
+//! The control loop: what comes down the control stream, what the clock and the other rooms want, what goes up.
+
+use std::time::Duration;
+
+use holdfast_wire::{
+    control::{Down, Health, ProbeResult, Up, down::Body},
+    limits,
+    timing::Tuning,
+    transport::{Connection, Endpoint, MessageReader, StreamError},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::Instant,
+};
+
+use super::{
+    News, Order, Tools, last_words,
+    outbox::Outbox,
+    renewal::{Renewal, Step},
+};
+use crate::link::liveness::{Act, Liveness};
+
+/// The connection under a session, and its socket.
+#[derive(Debug)]
+pub(super) struct Path {
+    pub(super) connection: Connection,
+    pub(super) endpoint: Endpoint,
+}
+
+/// The control loop's state.
+#[derive(Debug)]
+pub(super) struct Control {
+    path: Path,
+    tools: Tools,
+    tuning: Tuning,
+    liveness: Liveness,
+    /// How many relays are open.
+    open: watch::Receiver<usize>,
+    news: mpsc::Sender<News>,
+    outbox: Outbox,
+    probes: Probes,
+    renewal: Renewal,
+}
+
+impl Control {
+    pub(super) fn new(
+        path: Path,
+        tuning: Tuning,
+        tools: Tools,
+        open: watch::Receiver<usize>,
+        news: mpsc::Sender<News>,
+    ) -> Self {
+        let now = Instant::now();
+        let liveness = Liveness::new(tuning, path.connection.path().received_datagrams, now);
+        tools.work.set_max_execs(tuning.max_execs);
+        Self {
+            liveness,
+            outbox: Outbox::new(&tools.work),
+            probes: Probes::new(now),
+            renewal: Renewal::new(tools.identity.clone()),
+            path,
+            tools,
+            tuning,
+            open,
+            news,
+        }
+    }
+
+    /// Runs until the control stream breaks. What it has to say goes into `up`; after an order to leave it has said
+    /// everything, and the queue ends.
+    pub(super) async fn run(
+        mut self,
+        mut recv: MessageReader,
+        mut orders: mpsc::Receiver<Order>,
+        up: mpsc::Sender<Up>,
+    ) -> StreamError {
+        let reason = loop {
+            let now = Instant::now();
+            let look_at = self.liveness.next_look(now);
+            let probe_at = self.probes.next;
+            tokio::select! {
+                message = recv.message::<Down>(limits::MAX_MESSAGE) => match message {
+                    Ok(Some(message)) => self.on_down(message).await,
+                    Ok(None) => return StreamError::Finished("a control message"),
+                    Err(error) => return error,
+                },
+                Some(order) = orders.recv() => match order {
+                    Order::Prove { away } => self.prove(away),
+                    Order::Leave { reason } => break reason,
+                },
+                permit = up.reserve(), if !self.outbox.is_empty() => {
+                    // The writer outlives this loop, or the session has ended and this is dropped.
+                    if let Ok(permit) = permit
+                        && let Some(message) = self.outbox.take(&self.tools.work)
+                    {
+                        permit.send(message);
+                    }
+                },
+                () = tokio::time::sleep_until(look_at.unwrap_or(now)), if look_at.is_some() => self.look().await,
+                Ok(()) = self.open.changed() => {
+                    let open = *self.open.borrow_and_update();
+                    self.liveness.on_relays(open, Instant::now());
+                    self.look().await;
+                },
+                () = self.outbox.changed() => {},
+                health = self.probes.done() => {
+                    self.outbox.health(health);
+                    self.probes.plan(self.tuning.probe_every);
+                    self.probes.start_if_wanted(&self.tools);
+                },
+                () = tokio::time::sleep_until(probe_at) => {
+                    self.probes.plan(self.tuning.probe_every);
+                    self.probes.want(0);
+                    self.probes.start_if_wanted(&self.tools);
+                },
+                step = self.renewal.next() => self.on_renewal(step),
+            }
+        };
+        self.leave(reason, up).await
+    }
+
+    async fn on_down(&mut self, message: Down) {
+        match message.body {
+            Some(Body::Heartbeat(beat)) if beat.echo => {
+                if let Some(act) = self.liveness.on_echo(beat.seq, Instant::now()) {
+                    self.act(act).await;
+                }
+            }
+            Some(Body::Heartbeat(beat)) => self.outbox.echo(beat.seq),
+            Some(Body::ProbeNow(probe)) => {
+                self.probes.want(probe.nonce);
+                self.probes.start_if_wanted(&self.tools);
+            }
+            Some(Body::Settings(settings)) => self.tune(Tuning::from_settings(&settings)).await,
+            Some(Body::GoAway(go)) => {
+                let within = Duration::from_millis(go.reconnect_after_ms);
+                tracing::info!(?within, to = go.to, reason = go.reason, "the gateway asks this supervisor to go");
+                let to = (!go.to.is_empty()).then_some(go.to);
+                self.tell(News::GoAway { within, to }).await;
+            }
+            Some(Body::RenewCertificate(_)) => {
+                let step = self.renewal.ask();
+                self.on_renewal(step);
+            }
+            Some(Body::Certificate(certificate)) => self.renewal.on_certificate(certificate),
+            Some(Body::Suspending(suspending)) => {
+                tracing::info!(grace_ms = suspending.grace_ms, "the gateway is about to suspend this sandbox");
+            }
+            Some(Body::Resumed(resumed)) => self.prove(Duration::from_millis(resumed.away_ms)),
+            Some(Body::Welcome(_) | Body::Refuse(_)) => {
+                tracing::warn!("a second answer to the Hello; ignoring it");
+            }
+            None => tracing::debug!("skipping a control message that this version does not know"),
+        }
+    }
+
+    async fn tune(&mut self, tuning: Tuning) {
+        tracing::info!(?tuning, "new settings");
+        self.tuning = tuning;
+        self.liveness.tune(tuning);
+        self.tools.work.set_max_execs(tuning.max_execs);
+        self.probes.plan(tuning.probe_every);
+        self.tell(News::Tuned(tuning)).await;
+    }
+
+    /// The machine stood still: the path is proven, the gateway told, the sandbox probed.
+    fn prove(&mut self, away: Duration) {
+        if let Act::Heartbeat { seq } = self.liveness.prove(Instant::now()) {
+            self.outbox.beat(seq);
+        }
+        self.outbox.resumed(u64::try_from(away.as_millis()).unwrap_or(u64::MAX));
+        self.probes.want(0);
+        self.probes.start_if_wanted(&self.tools);
+    }
+
+    async fn look(&mut self) {
+        let path = self.path.connection.path();
+        for act in self.liveness.look(path.received_datagrams, path.rtt, Instant::now()) {
+            self.act(act).await;
+        }
+    }
+
+    async fn act(&mut self, act: Act) {
+        match act {
+            Act::Heartbeat { seq } => self.outbox.beat(seq),
+            Act::Rebind => {
+                let socket = self.tools.sockets.towards(self.path.connection.remote_address());
+                match self.path.endpoint.rebind(socket) {
+                    Ok(()) => tracing::info!("nothing is heard: moved the connection to a new socket"),
+                    Err(error) => tracing::warn!(%error, "nothing is heard, and no new socket is to be had"),
+                }
+            }
+            Act::Suspect => {
+                tracing::warn!("nothing is heard still: dialling a second connection beside this one");
+                self.tell(News::Suspect).await;
+            }
+            Act::Recovered => self.tell(News::Recovered).await,
+        }
+    }
+
+    fn on_renewal(&mut self, step: Step) {
+        if let Step::Ask(csr) = step {
+            self.outbox.certificate(csr);
+        }
+    }
+
+    async fn tell(&self, news: News) {
+        // The link is gone only when it is dropping this session too.
+        let _ = self.news.send(news).await;
+    }
+
+    /// Says everything that is left, Leaving last, and ends the queue.
+    async fn leave(mut self, reason: String, up: mpsc::Sender<Up>) -> StreamError {
+        last_words(&mut self.open).await;
+        self.outbox.leaving(reason);
+        while !self.outbox.is_empty() {
+            let Some(message) = self.outbox.take(&self.tools.work) else { continue };
+            if up.send(message).await.is_err() {
+                break;
+            }
+        }
+        drop(up);
+        // The writer ends the session once all of it is delivered.
+        std::future::pending().await
+    }
+}
+
+/// Probes: one at a time, on time or when asked.
+#[derive(Debug)]
+struct Probes {
+    running: JoinSet<Health>,
+    /// The nonce of the one that runs.
+    nonce: u64,
+    /// One more is wanted, with this nonce.
+    wanted: Option<u64>,
+    next: Instant,
+}
+
+impl Probes {
+    /// The first one is due at once: Ready waits for it.
+    fn new(now: Instant) -> Self {
+        Self { running: JoinSet::new(), nonce: 0, wanted: None, next: now }
+    }
+
+    fn plan(&mut self, every: Duration) {
+        self.next = Instant::now() + every;
+    }
+
+    fn want(&mut self, nonce: u64) {
+        // A probe that was asked for counts for one that is due as well.
+        self.wanted = Some(self.wanted.unwrap_or(0).max(nonce));
+    }
+
+    fn start_if_wanted(&mut self, tools: &Tools) {
+        if !self.running.is_empty() {
+            return;
+        }
+        let Some(nonce) = self.wanted.take() else { return };
+        self.nonce = nonce;
+        let work = tools.work.clone();
+        self.running.spawn(async move { work.probe().await });
+    }
+
+    /// Waits for the one that runs. Cancel-safe.
+    async fn done(&mut self) -> Health {
+        let health = match self.running.join_next().await {
+            Some(Ok(health)) => health,
+            Some(Err(error)) => failed(&format!("the probe's own task failed: {error}")),
+            None => std::future::pending().await,
+        };
+        Health { nonce: self.nonce, ..health }
+    }
+}
+
+fn failed(message: &str) -> Health {
+    let result = ProbeResult { ok: false, errno: 0, message: message.to_owned(), took_ms: 0 };
+    Health { exec: Some(result.clone()), filesystem: Some(result), ..Health::default() }
+}

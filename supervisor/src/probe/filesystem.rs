@@ -1,0 +1,208 @@
+//! Writes, syncs, reads and removes a file in the workspace.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use holdfast_wire::control::ProbeResult;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::millis;
+
+/// Threads that may hang in the workspace's mount at once. One would do to know; the others allow for a mount
+/// that comes back while one of them is beyond help.
+const MAX_STUCK: usize = 3;
+
+/// What the files of the probe are called: hidden, and recognisable should a crash leave one behind.
+const PREFIX: &str = ".holdfast-probe-";
+
+#[derive(Debug)]
+pub(super) struct FilesystemProbe {
+    workspace: PathBuf,
+    /// Threads inside a system call on the workspace now.
+    inside: Arc<AtomicUsize>,
+}
+
+/// What failed: the call, its target, and what the system said.
+#[derive(Debug, thiserror::Error)]
+#[error("{call} {}: {source}", path.display())]
+struct Failure {
+    call: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl FilesystemProbe {
+    pub(super) fn new(workspace: PathBuf) -> Self {
+        Self { workspace, inside: Arc::default() }
+    }
+
+    /// One probe, given up at `deadline`.
+    pub(super) async fn probe(&self, deadline: Instant) -> ProbeResult {
+        self.run(deadline, write_and_read).await
+    }
+
+    async fn run(
+        &self,
+        deadline: Instant,
+        probe: impl FnOnce(&Path) -> Result<(), Failure> + Send + 'static,
+    ) -> ProbeResult {
+        let started = Instant::now();
+        let result = |ok, errno, message| ProbeResult { ok, errno, message, took_ms: millis(started) };
+        let Some(inside) = Inside::enter(&self.inside) else {
+            let message = format!(
+                "{}: {MAX_STUCK} earlier probes still hang in the file system and cannot be stopped",
+                self.workspace.display()
+            );
+            return result(false, rustix::io::Errno::TIMEDOUT.raw_os_error(), message);
+        };
+        let workspace = self.workspace.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let _inside = inside;
+            probe(&workspace)
+        });
+        match tokio::time::timeout_at(deadline, work).await {
+            Ok(Ok(Ok(()))) => result(true, 0, String::new()),
+            Ok(Ok(Err(failure))) => {
+                result(false, failure.source.raw_os_error().unwrap_or(0), failure.to_string())
+            }
+            Ok(Err(error)) => result(false, 0, format!("the probe's own thread failed: {error}")),
+            Err(_) => {
+                let message = format!(
+                    "{}: no answer within {:.1} s: the file system hangs",
+                    self.workspace.display(),
+                    started.elapsed().as_secs_f64()
+                );
+                result(false, rustix::io::Errno::TIMEDOUT.raw_os_error(), message)
+            }
+        }
+    }
+}
+
+/// Counted for as long as it lives, on whatever thread.
+#[derive(Debug)]
+struct Inside(Arc<AtomicUsize>);
+
+impl Inside {
+    fn enter(count: &Arc<AtomicUsize>) -> Option<Self> {
+        let enter = |n: usize| (n < MAX_STUCK).then_some(n + 1);
+        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).ok()?;
+        Some(Self(Arc::clone(count)))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn write_and_read(workspace: &Path) -> Result<(), Failure> {
+    // Unique: a copy of this sandbox, or another mount of the same volume, may be probing too.
+    let token = Uuid::new_v4().to_string();
+    let path = workspace.join(format!("{PREFIX}{token}"));
+    let failed = |call| {
+        let path = path.clone();
+        move |source| Failure { call, path, source }
+    };
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed("creating"))?;
+    let outcome = (|| {
+        file.write_all(token.as_bytes()).map_err(failed("writing"))?;
+        // Some mounts (NFS, FUSE) tell of a full or dead server only now.
+        file.sync_all().map_err(failed("syncing"))?;
+        let mut back = String::new();
+        // Through the path again: the directory has to know it too.
+        let reader = std::fs::File::open(&path).map_err(failed("opening"))?;
+        reader.take(token.len() as u64 + 1).read_to_string(&mut back).map_err(failed("reading"))?;
+        if back == token {
+            return Ok(());
+        }
+        let source = io::Error::other(format!("{} bytes written, {} other bytes read", token.len(), back.len()));
+        Err(failed("comparing")(source))
+    })();
+    let removed = std::fs::remove_file(&path).map_err(failed("removing"));
+    // The first failure is the one to tell.
+    outcome.and(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{os::unix::fs::PermissionsExt, time::Duration};
+
+    fn in_a_second() -> Instant {
+        Instant::now() + Duration::from_secs(1)
+    }
+
+    #[tokio::test]
+    async fn a_good_workspace_passes_and_stays_clean() {
+        let dir = tempfile::tempdir().unwrap();
+        let result = FilesystemProbe::new(dir.path().to_owned()).probe(in_a_second()).await;
+        assert!(result.ok, "{result:?}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_workspace_that_is_gone_is_named_with_its_errno() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("workspace");
+        let result = FilesystemProbe::new(gone.clone()).probe(in_a_second()).await;
+        assert!(!result.ok);
+        assert_eq!(result.errno, rustix::io::Errno::NOENT.raw_os_error());
+        assert!(result.message.contains("creating") && result.message.contains(gone.to_str().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn a_read_only_workspace_fails_for_whoever_is_not_root() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o500)).unwrap();
+        let result = FilesystemProbe::new(dir.path().to_owned()).probe(in_a_second()).await;
+        let expected =
+            if rustix::process::geteuid().is_root() { 0 } else { rustix::io::Errno::ACCESS.raw_os_error() };
+        assert_eq!(result.errno, expected, "{result:?}");
+    }
+
+    #[tokio::test]
+    async fn a_hung_file_system_costs_a_few_threads_and_no_more() {
+        let probe = FilesystemProbe::new(PathBuf::from("/nowhere"));
+        let stuck: Vec<_> = (0..MAX_STUCK).map(|_| Inside::enter(&probe.inside).unwrap()).collect();
+        let result = probe.probe(in_a_second()).await;
+        assert!(!result.ok && result.message.contains("still hang"), "{result:?}");
+        drop(stuck);
+        let result = probe.probe(in_a_second()).await;
+        assert_eq!(result.errno, rustix::io::Errno::NOENT.raw_os_error(), "they came back, so it tries again");
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_hangs_is_given_up_at_its_deadline_and_counted_until_it_returns() {
+        let probe = FilesystemProbe::new(PathBuf::from("/mnt/dead"));
+        let (release, hang) = std::sync::mpsc::sync_channel::<()>(0);
+        let soon = Instant::now() + Duration::from_millis(50);
+        let hanging = move |_: &Path| {
+            hang.recv().ok();
+            Ok(())
+        };
+        let result = probe.run(soon, hanging).await;
+        assert_eq!(result.errno, rustix::io::Errno::TIMEDOUT.raw_os_error());
+        assert!(result.message.contains("/mnt/dead") && result.message.contains("hangs"), "{result:?}");
+        assert_eq!(probe.inside.load(Ordering::Relaxed), 1);
+        drop(release);
+        // The thread returns by itself; its count is the condition to wait for.
+        while probe.inside.load(Ordering::Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
