@@ -96,7 +96,8 @@ class Client:
         return "lost" if self.reply_to(0, int(ms)) is None else "ok"
 
     def burst(self, count):
-        sent, seen, duplicates, overtaken, highest, times = {}, set(), 0, 0, 0, []
+        sent, seen, batch, times = {}, set(), set(), []
+        duplicates = overtaken = highest = 0
         left, quiet = int(count), 1.0
 
         def take(deadline):
@@ -111,20 +112,24 @@ class Client:
                 duplicates += 1
             else:
                 seen.add(seq)
+                batch.discard(seq)
                 times.append(time.monotonic() - sent[seq])
                 overtaken += seq < highest
                 highest = max(highest, seq)
             return True
 
         while left:
+            batch.clear()
             for _ in range(min(16, left)):
                 stamp = time.monotonic()
-                sent[self.send()] = stamp
+                seq = self.send()
+                sent[seq] = stamp
+                batch.add(seq)
                 left -= 1
             # The next sixteen go when these are answered, or after 20 ms: small enough steps that no
             # socket's buffer overflows and no loss is our own.
-            goal, deadline = len(sent), time.monotonic() + 0.02
-            while len(seen) < goal and take(deadline):
+            deadline = time.monotonic() + 0.02
+            while batch and take(deadline):
                 pass
         while len(seen) < len(sent) and take(time.monotonic() + quiet):
             pass
