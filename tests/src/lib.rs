@@ -1,1 +1,8 @@
-//! tests
+//! What the system tests share.
+//!
+//! - [`harness`]: real processes: a gateway on a data directory of its own, and the command against it
+//!
+//! The tests themselves are in `tests/tests/`: `e2e` (real processes on one machine), `simulation` (everything in
+//! one process, on a paused clock, over a link with a seed).
+
+pub mod harness;

@@ -1,0 +1,19 @@
+//! End to end: real processes on this machine, the command as a user calls it.
+//!
+//! Each test has a gateway, a data directory and sandboxes of its own, so all run side by side.
+
+#![allow(missing_debug_implementations)] // a test binary has no callers
+
+#[path = "e2e/basics.rs"]
+mod basics;
+#[path = "e2e/bad_input.rs"]
+mod bad_input;
+#[path = "e2e/faults.rs"]
+mod faults;
+#[path = "e2e/many.rs"]
+mod many;
+#[path = "e2e/streams.rs"]
+mod streams;
+
+/// The command under test.
+const HOLDFAST: &str = env!("CARGO_BIN_EXE_holdfast-under-test");
