@@ -1,10 +1,33 @@
-pub mod execs;
-mod clocks;
+//! Holdfast's supervisor: the one process that Holdfast needs inside a sandbox.
+//!
+//! ```text
+//!   gateway ◀── QUIC ── link ── session (control) ──┬── relays ──▶ execs ──▶ commands, spool
+//!                        │                          ├── probe ──▶ a real exec, a real file
+//!              identity ─┘                          └── reports, renewal
+//! ```
+//!
+//! - [`link`]: dials the gateway, keeps the connection, redials; [`clocks`] tells it of suspensions
+//! - `control`: one session at work; `relays`: its streams
+//! - [`execs`]: commands and what is kept of them
+//! - `probe`: does the sandbox work? `lock`: is this the only supervisor here?
+//! - [`identity`]: certificate and key, and their renewal
+//! - [`init`]: being the first process of a PID namespace
+//!
+//! The gateway may be away for hours: commands run on, outcomes are kept, the link dials.
+
+mod command;
+pub mod clocks;
 mod control;
+pub mod execs;
 pub mod identity;
-mod init;
+pub mod init;
 pub mod link;
 mod lock;
+mod logs;
 mod probe;
 mod relays;
-mod work;
+mod supervise;
+mod status;
+pub mod work;
+
+pub use command::{SupervisorArgs, SupervisorCommand, probe_child, run};

@@ -10,7 +10,7 @@ mod reap;
 
 pub use children::{Children, OwnChild};
 pub use proc::{MountProcError, mount_proc};
-pub(crate) use reap::reap;
+pub use reap::reap;
 
 use std::{fs, io};
 

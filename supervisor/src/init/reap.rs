@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::Children;
 
 /// Collects orphans until `token` is cancelled.
-pub(crate) async fn reap(children: Children, token: CancellationToken) -> std::io::Result<()> {
+pub async fn reap(children: Children, token: CancellationToken) -> std::io::Result<()> {
     let mut born_dead: Signal = signal(SignalKind::child())?;
     loop {
         collect(&children);
@@ -68,48 +68,5 @@ fn take(zombie: Pid) -> bool {
             tracing::warn!(pid = zombie.as_raw(), %errno, "collecting an orphan");
             false
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The whole of it in one test: zombies belong to the process, so two tests would collect each other's.
-    ///
-    /// Run in a child process that is the subreaper, because the test runner's other children are not ours.
-    #[tokio::test]
-    async fn orphans_are_collected_and_own_children_keep_their_status() {
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
-        let children = Children::default();
-        let token = CancellationToken::new();
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(reap(children.clone(), token.clone()));
-        for round in 0..20 {
-            // The shell leaves a grandchild behind, which becomes an orphan of ours, and ends with a status.
-            let (child, mark) = children
-                .spawn(|| {
-                    let mut command = tokio::process::Command::new("/bin/sh");
-                    command.arg("-c").arg(format!("sleep 0.01 & exit {round}"));
-                    command.spawn().map(|child| {
-                        let pid = child.id();
-                        (child, pid)
-                    })
-                })
-                .unwrap();
-            let status = { child }.wait().await.unwrap();
-            assert_eq!(status.code(), Some(round), "its status was not stolen");
-            drop(mark);
-        }
-        // The last sleepers end within moments; each end is a SIGCHLD. No zombie and no child is left then.
-        let gone = async {
-            let mut ended = signal(SignalKind::child()).unwrap();
-            while !matches!(waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT), Err(Errno::ECHILD)) {
-                let _ = tokio::time::timeout(std::time::Duration::from_millis(20), ended.recv()).await;
-            }
-        };
-        tokio::time::timeout(std::time::Duration::from_secs(10), gone).await.expect("all orphans are collected");
-        token.cancel();
-        tasks.join_next().await.unwrap().unwrap().unwrap();
     }
 }

@@ -23,14 +23,8 @@ mod tests;
 
 use std::sync::Arc;
 
-use holdfast_wire::{
-    timing::Tuning,
-    transport::{Profile, Role},
-};
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::Instant,
-};
+use holdfast_wire::transport::{Profile, Role};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{

@@ -1,0 +1,116 @@
+//! The command line: `holdfast-supervisor …` and `holdfast supervisor …` are the same.
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Subcommand};
+use holdfast_wire::bootstrap::SupervisorConfig;
+
+use crate::{lock::InstanceLock, logs, status, supervise};
+
+/// How a probe's child is called. It never reaches clap: see [`probe_child`].
+const PROBE_CHILD: &str = "--probe-child";
+
+/// The subcommand of the `holdfast` binary that is this one.
+const SUBCOMMAND: &str = "supervisor";
+
+/// Arguments of the supervisor.
+#[derive(Args, Clone, Debug)]
+pub struct SupervisorArgs {
+    /// The file that says who this supervisor is and whom it dials (TOML, written by a driver).
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// What else than running.
+    #[command(subcommand)]
+    pub command: Option<SupervisorCommand>,
+}
+
+/// What a supervisor's binary does beside running.
+#[derive(Clone, Debug, Subcommand)]
+pub enum SupervisorCommand {
+    /// Says whether a supervisor runs with this configuration, and where its link stands. For images without a
+    /// shell. Exit code 0: it runs (a gateway that is away is no reason to restart a sandbox); 1: it does not.
+    Healthcheck {
+        /// Be content only while the supervisor is attached to its gateway.
+        #[arg(long)]
+        attached: bool,
+    },
+}
+
+/// Answers as a probe's child, if this process was started as one. To be called first in `main`: a child that
+/// starts a runtime would measure that.
+#[must_use]
+pub fn probe_child() -> Option<ExitCode> {
+    let mut args = env::args_os().skip(1);
+    let mut next = args.next()?;
+    if next == SUBCOMMAND {
+        next = args.next()?;
+    }
+    if next != PROBE_CHILD {
+        return None;
+    }
+    let nonce = args.next().unwrap_or_default();
+    let mut out = io::stdout().lock();
+    let said = out.write_all(nonce.as_encoded_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+    Some(if said.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The command that makes a child which [`probe_child`] answers as: this very binary, called as it was called.
+pub(crate) fn probe_command() -> io::Result<Vec<OsString>> {
+    let mut command = vec![env::current_exe()?.into_os_string()];
+    // `holdfast --some-flag supervisor --config …`, too: but what follows --config may be a file of that name.
+    if env::args_os().skip(1).take_while(|arg| arg != "--config").any(|arg| arg == SUBCOMMAND) {
+        command.push(SUBCOMMAND.into());
+    }
+    command.push(PROBE_CHILD.into());
+    Ok(command)
+}
+
+/// Does what the arguments say, to the end of the process. Makes its own runtime, so call it outside of any.
+#[must_use]
+pub fn run(args: SupervisorArgs) -> ExitCode {
+    let Some(path) = args.config else {
+        let _ = writeln!(io::stderr(), "error: --config FILE is missing: the file that a driver wrote for this sandbox");
+        // The usual code of a wrong command line.
+        return ExitCode::from(2);
+    };
+    let config = match SupervisorConfig::load(&path) {
+        Ok(config) => config,
+        Err(error) => {
+            logs::start("info");
+            tracing::error!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match args.command {
+        Some(SupervisorCommand::Healthcheck { attached }) => healthcheck(&config, attached),
+        None => {
+            logs::start(&config.log);
+            match supervise::run(config) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    tracing::error!("{error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+    }
+}
+
+fn healthcheck(config: &SupervisorConfig, attached: bool) -> ExitCode {
+    let (healthy, text) = match InstanceLock::holder(&config.state_dir) {
+        Ok(Some(holder)) => match status::read(&config.state_dir) {
+            Ok(status) => (!attached || status.attached(), format!("{holder}: {status}")),
+            Err(error) => (!attached, format!("{holder}: {error}")),
+        },
+        Ok(None) => (false, format!("no supervisor runs with {}", config.state_dir.display())),
+        Err(error) => (false, error.to_string()),
+    };
+    let _ = writeln!(io::stdout(), "{text}");
+    if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
