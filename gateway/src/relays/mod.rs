@@ -12,6 +12,7 @@
 mod guard;
 mod open;
 
+pub(crate) use self::open::cut;
 pub use self::{
     guard::RelayGuard,
     open::{Relay, RelayError, open},

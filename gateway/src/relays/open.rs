@@ -154,8 +154,9 @@ async fn negotiate(
         OpenFailure::Lost(lost) => RelayError::Lost { lost, delivered: false },
     })?;
     let mut recv = MessageReader::new(recv);
-    send.on_drop(CloseCode::RELAY_DEADLINE);
-    recv.on_drop(CloseCode::RELAY_DEADLINE);
+    // Until something else ends it, being dropped means that the caller is gone.
+    send.on_drop(CloseCode::CALLER_GONE);
+    recv.on_drop(CloseCode::CALLER_GONE);
 
     let within = timing::ACCEPT_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
     let header = RelayHeader {
@@ -178,14 +179,14 @@ async fn negotiate(
             recv.stop(CloseCode::SESSION_LOST);
             return Err(RelayError::Lost { lost, delivered: true });
         }
-        () = tokio::time::sleep(within) => return Err(RelayError::AcceptDeadline(within)),
+        () = tokio::time::sleep(within) => {
+            send.reset(CloseCode::RELAY_DEADLINE);
+            recv.stop(CloseCode::RELAY_DEADLINE);
+            return Err(RelayError::AcceptDeadline(within));
+        }
     };
     match reply.kind {
-        Some(relay_reply::Kind::Accepted(_)) => {
-            send.on_drop(CloseCode::CALLER_GONE);
-            recv.on_drop(CloseCode::CALLER_GONE);
-            Ok((send, recv))
-        }
+        Some(relay_reply::Kind::Accepted(_)) => Ok((send, recv)),
         Some(relay_reply::Kind::Refused(refused)) => {
             send.on_drop(CloseCode::REFUSED);
             recv.on_drop(CloseCode::REFUSED);
