@@ -11,6 +11,9 @@ CREATE TABLE sandbox (
     desired     TEXT    NOT NULL CHECK (desired IN ('running', 'stopped', 'paused', 'deleted')),
     grace_ms    INTEGER NOT NULL,
     generation  INTEGER NOT NULL,
+    -- The newest generations that the driver has made, and that has had a session.
+    made        INTEGER NOT NULL,
+    attached    INTEGER NOT NULL,
     epoch       INTEGER NOT NULL,
     driver      TEXT    NOT NULL,
     version     INTEGER NOT NULL,

@@ -67,6 +67,10 @@ pub struct SandboxRecord {
     pub grace: Duration,
     /// Which workload it should have; 0 before the first.
     pub generation: Generation,
+    /// The newest workload that the driver is known to have made: if it is not there any more, it is gone.
+    pub made: Generation,
+    /// The newest workload whose supervisor has been attached: if it is not there now, it is away.
+    pub attached: Generation,
     /// The newest session's; 0 before the first.
     pub epoch: Epoch,
     /// The driver that makes its workloads.

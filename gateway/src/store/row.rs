@@ -26,6 +26,8 @@ pub(super) fn sandbox_of(row: &SqliteRow) -> Result<SandboxRecord, StoreError> {
         desired,
         grace: Duration::from_millis(count(row, "grace_ms")?),
         generation: Generation(count(row, "generation")?),
+        made: Generation(count(row, "made")?),
+        attached: Generation(count(row, "attached")?),
         epoch: Epoch(count(row, "epoch")?),
         driver: get(row, "driver")?,
         version: count(row, "version")?,

@@ -133,8 +133,8 @@ impl Store for SqliteStore {
     async fn insert(&self, record: &SandboxRecord) -> Result<(), StoreError> {
         record.check()?;
         let result = sqlx::query(
-            "INSERT INTO sandbox (id, name, spec, desired, grace_ms, generation, epoch, driver, version, \
-             created_at, last_error) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
+            "INSERT INTO sandbox (id, name, spec, desired, grace_ms, generation, made, attached, epoch, \
+             driver, version, created_at, last_error) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
         )
         .bind(&record.id.0.as_bytes()[..])
         .bind(&record.name)
@@ -142,6 +142,8 @@ impl Store for SqliteStore {
         .bind(record.desired.as_str())
         .bind(millis(record.grace))
         .bind(int(record.generation.0))
+        .bind(int(record.made.0))
+        .bind(int(record.attached.0))
         .bind(int(record.epoch.0))
         .bind(&record.driver)
         .bind(micros(record.created_at))
@@ -163,14 +165,17 @@ impl Store for SqliteStore {
     async fn update(&self, record: &SandboxRecord) -> Result<u64, StoreError> {
         record.check()?;
         let row = sqlx::query(
-            "UPDATE sandbox SET name = ?, spec = ?, desired = ?, grace_ms = ?, generation = ?, driver = ?, \
-             created_at = ?, last_error = ?, version = version + 1 WHERE id = ? AND version = ? RETURNING version",
+            "UPDATE sandbox SET name = ?, spec = ?, desired = ?, grace_ms = ?, generation = ?, made = ?, \
+             attached = ?, driver = ?, created_at = ?, last_error = ?, version = version + 1 \
+             WHERE id = ? AND version = ? RETURNING version",
         )
         .bind(&record.name)
         .bind(record.spec.encode_to_vec())
         .bind(record.desired.as_str())
         .bind(millis(record.grace))
         .bind(int(record.generation.0))
+        .bind(int(record.made.0))
+        .bind(int(record.attached.0))
         .bind(&record.driver)
         .bind(micros(record.created_at))
         .bind(record.last_error.as_ref().map(Message::encode_to_vec))

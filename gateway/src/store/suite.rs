@@ -59,7 +59,9 @@ pub(super) fn sandbox(name: &str) -> SandboxRecord {
         },
         desired: Desired::Running,
         grace: Duration::from_secs(5),
-        generation: Generation(1),
+        generation: Generation(3),
+        made: Generation(2),
+        attached: Generation(1),
         epoch: Epoch(0),
         driver: "fake".to_owned(),
         version: 1,
@@ -135,7 +137,7 @@ pub(super) async fn a_name_is_given_once(store: &impl Store) {
 pub(super) async fn the_second_of_two_writers_is_told(store: &impl Store) {
     let record = sandbox("dev");
     store.insert(&record).await.unwrap();
-    let stopped = SandboxRecord { desired: Desired::Stopped, generation: Generation(2), ..record.clone() };
+    let stopped = SandboxRecord { desired: Desired::Stopped, generation: Generation(4), ..record.clone() };
     assert_eq!(store.update(&stopped).await.unwrap(), 2);
     let error =
         store.update(&SandboxRecord { desired: Desired::Paused, ..record.clone() }).await.unwrap_err();

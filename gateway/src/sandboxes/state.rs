@@ -1,0 +1,941 @@
+//! A sandbox's facts, and what follows from them: its phase, its conditions, and the next step.
+//!
+//! No clock, no I/O. Facts are put in by the `on_…` verbs; [`State::assess`] reads them all and says everything
+//! anew, so that neither the order nor the number of the facts matters, only what they are:
+//!
+//! ```text
+//!   wanted (desired, generation) ─┐
+//!   driver's level, by generation ┤
+//!   driver call under way, failed ┼──▶ assess(now) ──▶ phase, reason, message, 4 conditions
+//!   session with the newest epoch ┤                    the next step for the task, and when to look again
+//!   its probes, with a lease ─────┘
+//! ```
+//!
+//! Rules that the tests hold it to: the newest epoch is the session, whatever came last; a lost link alone is
+//! never a failure; Ready needs all four conditions in this epoch and this generation, with a fresh probe;
+//! delete, stop and start are taken in every phase (start and stop not once deletion has begun).
+
+use std::time::Duration;
+
+use holdfast_drivers::{Exit, Observed, WorkloadState};
+use holdfast_wire::{
+    api::{ConditionStatus, Phase},
+    close::CloseCode,
+    control::{Health, ProbeResult},
+    ids::{Epoch, Generation},
+    timing,
+};
+use tokio::time::Instant;
+
+use super::calls::{Call, Failure};
+use crate::store::Desired;
+
+/// A health report that was on its way when the driver saw the workload die arrives soon after. One that comes
+/// later than this was sent by a living supervisor, and the driver is wrong.
+const DOUBT: Duration = Duration::from_secs(2);
+
+/// A driver that can no longer tell (`Failed`) proves nothing at once. After so long without a session either,
+/// the workload counts as gone, so that its execs come to an end.
+const UNCERTAIN: Duration = Duration::from_secs(60);
+
+/// What the driver last said of a sandbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Level {
+    /// It has not been asked since the gateway started.
+    #[default]
+    Unknown,
+    /// It was asked for all that it has, beginning at that instant, and this sandbox was not among it.
+    Absent { asked: Instant },
+    /// What it sees.
+    Seen(Observed),
+}
+
+/// What is wanted, and what is stored of the past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) desired: Desired,
+    pub(super) grace: Duration,
+    pub(super) generation: Generation,
+    /// The newest generation that the driver is known to have made.
+    pub(super) made: Generation,
+    /// The newest generation that has had a session.
+    pub(super) attached: Generation,
+    /// It was made by another driver than this gateway has.
+    pub(super) foreign: bool,
+}
+
+/// What the driver can do, as far as it matters here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Can {
+    pub(super) stop: bool,
+    pub(super) logs: bool,
+}
+
+/// All facts about one sandbox.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    pub(super) wanted: Wanted,
+    can: Can,
+    boot_deadline: Duration,
+    level: Level,
+    /// When the level became what it is.
+    level_at: Instant,
+    /// Workloads up to this one were ended by a stop or a delete that the driver has answered.
+    ended: Generation,
+    call: Option<Call>,
+    /// When the last call that may have made a workload was answered.
+    made_at: Option<Instant>,
+    failure: Option<Failed>,
+    link: Option<Link>,
+    /// The newest epoch that was given to a session.
+    admitted: Epoch,
+    /// The newest generation whose supervisor has dialled.
+    dialled: Generation,
+    /// The newest epoch that was attached.
+    newest: Epoch,
+    /// Why there is no session any more.
+    lost: Option<String>,
+    probes: Option<Probes>,
+    /// The newest generation that has had a good probe.
+    proven: Generation,
+    /// Since when the workload runs without having been proven.
+    booting: Option<Instant>,
+    /// Since when it runs on after it was seen paused, without a good probe.
+    thawed: Option<Instant>,
+    was_paused: bool,
+    /// The end of the console, of this generation.
+    console: Option<(Generation, String)>,
+    gone: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Failed {
+    call: Call,
+    failure: Failure,
+    /// `None`: the same call is not made again.
+    retry_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    epoch: Epoch,
+    generation: Generation,
+    since: Instant,
+}
+
+#[derive(Clone, Debug)]
+struct Probes {
+    at: Instant,
+    exec: Finding,
+    filesystem: Finding,
+}
+
+#[derive(Clone, Debug)]
+enum Finding {
+    Good,
+    Bad(String),
+    /// The report said nothing of it.
+    Missing,
+}
+
+/// One condition, without the time of its transition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) status: ConditionStatus,
+    pub(super) reason: String,
+    pub(super) message: String,
+}
+
+/// What follows from the facts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Assessment {
+    pub(super) phase: Phase,
+    pub(super) reason: String,
+    pub(super) message: String,
+    /// In the order of `ConditionKind::ALL`.
+    pub(super) conditions: [Status; 4],
+    pub(super) steps: Vec<Step>,
+    /// The wanted workload is dead for certain.
+    pub(super) dead: Option<String>,
+    /// The facts change by themselves then.
+    pub(super) wake_at: Option<Instant>,
+}
+
+/// What the task does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Calls the driver. Never while a call is under way.
+    Call(Call),
+    /// Drops the call that is under way: it is not wanted any more. The driver finishes or undoes it by itself.
+    Abandon,
+    /// Closes the session.
+    Close(CloseCode, &'static str),
+    /// Reads the console's end.
+    Console,
+    /// What is wanted cannot be had: run on instead.
+    GiveUpPausing,
+    /// The workload is gone: removes the sandbox.
+    Forget,
+}
+
+/// What is known of the wanted workload.
+enum Known {
+    Unproven,
+    NotMade,
+    Alive(WorkloadState),
+    Dead { reason: String, message: String, certain: bool },
+}
+
+impl State {
+    /// A sandbox as it was stored, before anything is known.
+    pub(super) fn new(wanted: Wanted, can: Can, boot_deadline: Duration, epoch: Epoch, now: Instant) -> Self {
+        Self {
+            wanted,
+            can,
+            boot_deadline,
+            level: Level::Unknown,
+            level_at: now,
+            ended: Generation(0),
+            call: None,
+            made_at: None,
+            failure: None,
+            link: None,
+            admitted: epoch,
+            dialled: wanted.attached,
+            newest: Epoch(0),
+            lost: None,
+            probes: None,
+            proven: wanted.attached,
+            booting: None,
+            thawed: None,
+            was_paused: false,
+            console: None,
+            gone: false,
+        }
+    }
+
+    /// Something else is wanted from now on. Past failures do not count any more.
+    pub(super) fn on_wanted(&mut self, wanted: Wanted) {
+        if wanted.generation != self.wanted.generation {
+            self.booting = None;
+            self.thawed = None;
+            self.was_paused = false;
+            self.probes = None;
+            self.lost = None;
+        }
+        self.failure = None;
+        self.wanted = wanted;
+    }
+
+    /// What the driver says. True when the stored generations have to follow it.
+    pub(super) fn on_level(&mut self, level: Level, now: Instant) -> bool {
+        match (&self.level, &level) {
+            (_, Level::Unknown) => return false,
+            // The list may have been read before the workload was made: the call's answer is newer.
+            (_, Level::Absent { asked }) => {
+                let making = matches!(self.call, Some(Call::Ensure { .. }));
+                if making || self.made_at.is_some_and(|made| *asked <= made) {
+                    return false;
+                }
+            }
+            (Level::Seen(old), Level::Seen(new)) if old.same_level(new) => return false,
+            (Level::Unknown, Level::Seen(_)) => {}
+            // A list that was read before a newer workload was made.
+            (_, Level::Seen(new)) if new.generation != Generation(0) && new.generation < self.wanted.made => {
+                return false;
+            }
+            (_, Level::Seen(_)) => {}
+        }
+        self.level = level;
+        self.level_at = now;
+        self.note_workload(now)
+    }
+
+    /// Remembers what a level proves beyond its own time.
+    fn note_workload(&mut self, now: Instant) -> bool {
+        let Level::Seen(observed) = &self.level else { return false };
+        let before = (self.wanted.generation, self.wanted.made);
+        let (generation, state) = (observed.generation, observed.state);
+        // The store is older than the workload: it was restored from a backup. The counter must not go back.
+        if generation > self.wanted.generation && state.is_alive() {
+            self.wanted.generation = generation;
+        }
+        if generation == self.wanted.generation && state != WorkloadState::Gone {
+            self.wanted.made = self.wanted.made.max(generation);
+        }
+        if generation == self.wanted.generation || generation == Generation(0) {
+            match state {
+                WorkloadState::Paused => {
+                    self.was_paused = true;
+                    self.thawed = None;
+                    self.probes = None;
+                }
+                WorkloadState::Running => self.note_running(now),
+                _ => {}
+            }
+        }
+        before != (self.wanted.generation, self.wanted.made)
+    }
+
+    fn note_running(&mut self, now: Instant) {
+        if std::mem::take(&mut self.was_paused) {
+            self.thawed = Some(now);
+            self.probes = None;
+        }
+        if self.proven < self.wanted.generation && self.booting.is_none() {
+            self.booting = Some(now);
+        }
+    }
+
+    /// An epoch was stored for a session.
+    pub(super) fn on_admitted(&mut self, epoch: Epoch, generation: Generation) {
+        self.admitted = self.admitted.max(epoch);
+        self.dialled = self.dialled.max(generation);
+    }
+
+    /// A session is there. False when a newer one is, or was: this one is superseded.
+    pub(super) fn on_attached(&mut self, epoch: Epoch, generation: Generation, now: Instant) -> bool {
+        if epoch <= self.newest {
+            return false;
+        }
+        self.newest = epoch;
+        self.admitted = self.admitted.max(epoch);
+        self.link = Some(Link { epoch, generation, since: now });
+        if generation == self.wanted.generation {
+            self.wanted.attached = generation;
+        }
+        self.lost = None;
+        self.probes = None;
+        true
+    }
+
+    /// A session ended. False when it was not the one that counts.
+    pub(super) fn on_lost(&mut self, epoch: Epoch, why: String) -> bool {
+        // An attach of this epoch that comes after its end is not believed.
+        self.newest = self.newest.max(epoch);
+        if self.link.is_none_or(|link| link.epoch != epoch) {
+            return false;
+        }
+        self.link = None;
+        self.probes = None;
+        self.lost = Some(why);
+        true
+    }
+
+    /// What the supervisor found. False when it is another session's.
+    pub(super) fn on_health(&mut self, epoch: Epoch, health: &Health, now: Instant) -> bool {
+        if self.link().is_none_or(|link| link.epoch != epoch) {
+            return false;
+        }
+        // A frozen workload cannot have sent it since.
+        if matches!(&self.level, Level::Seen(seen) if seen.state == WorkloadState::Paused) {
+            return false;
+        }
+        let probes = Probes {
+            at: now,
+            exec: Finding::of(health.exec.as_ref()),
+            filesystem: Finding::of(health.filesystem.as_ref()),
+        };
+        if matches!((&probes.exec, &probes.filesystem), (Finding::Good, Finding::Good)) {
+            self.proven = self.wanted.generation;
+            self.booting = None;
+            self.thawed = None;
+        }
+        self.probes = Some(probes);
+        true
+    }
+
+    /// The supervisor was away: what it proved before is worth nothing.
+    pub(super) fn on_resumed(&mut self, epoch: Epoch, now: Instant) -> bool {
+        if self.link().is_none_or(|link| link.epoch != epoch) {
+            return false;
+        }
+        self.probes = None;
+        self.thawed = Some(now);
+        true
+    }
+
+    /// The task calls the driver.
+    pub(super) fn on_called(&mut self, call: Call) {
+        self.call = Some(call);
+    }
+
+    /// The task has dropped its call.
+    pub(super) fn on_abandoned(&mut self, now: Instant) {
+        if let Some(Call::Ensure { .. }) = self.call.take() {
+            // It may have made the workload all the same.
+            self.made_at = Some(now);
+        }
+    }
+
+    /// The driver has answered; a failed call is made again after `retry`, if that makes sense. True when the
+    /// stored generations have to follow.
+    pub(super) fn on_answer(
+        &mut self,
+        answer: Result<Option<Observed>, Failure>,
+        retry: Duration,
+        now: Instant,
+    ) -> bool {
+        let Some(call) = self.call.take() else { return false };
+        if matches!(call, Call::Ensure { .. }) {
+            self.made_at = Some(now);
+        }
+        let newest = match &self.level {
+            Level::Seen(observed) => observed.generation.max(self.wanted.made),
+            Level::Unknown | Level::Absent { .. } => self.wanted.made,
+        };
+        match (call, answer) {
+            (Call::Ensure { generation }, Ok(observed)) => {
+                self.failure = None;
+                return self.on_made(generation, observed, now);
+            }
+            (Call::Stop { .. }, Ok(_)) => self.ended = self.ended.max(newest),
+            (Call::Stop { .. }, Err(failure)) if failure.not_found => self.ended = self.ended.max(newest),
+            // Deleting does not depend on stopping first.
+            (Call::Stop { then_delete: true, .. }, Err(_)) => self.ended = self.ended.max(newest),
+            (Call::Delete, Ok(_)) => self.gone = true,
+            (Call::Pause, Ok(_)) => self.on_done(WorkloadState::Paused, now),
+            (Call::Resume, Ok(_)) => self.on_done(WorkloadState::Running, now),
+            (_, Err(failure)) => {
+                // Stopping and deleting are never given up.
+                let again = failure.retryable || matches!(call, Call::Stop { .. } | Call::Delete);
+                self.failure = Some(Failed { call, failure, retry_at: again.then_some(now + retry) });
+                return false;
+            }
+        }
+        self.failure = None;
+        false
+    }
+
+    /// A workload was made. What the watch has told of it is newer than the call's own answer.
+    fn on_made(&mut self, generation: Generation, observed: Option<Observed>, now: Instant) -> bool {
+        if generation != self.wanted.generation {
+            return false;
+        }
+        let changed = self.wanted.made < generation;
+        self.wanted.made = self.wanted.made.max(generation);
+        let told = matches!(&self.level, Level::Seen(seen) if seen.generation >= generation);
+        if let Some(observed) = observed.filter(|_| !told) {
+            self.level = Level::Seen(observed);
+            self.level_at = now;
+            self.note_workload(now);
+        }
+        changed
+    }
+
+    /// The driver has answered that the workload is in this state now; its own level follows.
+    fn on_done(&mut self, state: WorkloadState, now: Instant) {
+        let Level::Seen(observed) = &mut self.level else { return };
+        if observed.state.is_alive() && observed.state != state {
+            observed.state = state;
+            self.level_at = now;
+            self.note_workload(now);
+        }
+    }
+
+    /// The store does not have the sandbox any more: somebody else removed it.
+    pub(super) fn on_forgotten(&mut self) {
+        self.wanted.desired = Desired::Deleted;
+        self.gone = true;
+    }
+
+    /// The sandbox could not be removed from the store.
+    pub(super) fn on_forget_failed(&mut self, message: &str, retry_at: Instant) {
+        let failure = Failure::of_the_store(message);
+        self.failure = Some(Failed { call: Call::Delete, failure, retry_at: Some(retry_at) });
+    }
+
+    /// The console's end was read; empty while it is being read, or where it could not be.
+    pub(super) fn on_console(&mut self, generation: Generation, text: String) {
+        self.console = Some((generation, text));
+    }
+
+    /// Whether a call of the driver is under way.
+    pub(super) fn is_calling(&self) -> bool {
+        self.call.is_some()
+    }
+
+    /// The newest epoch that was given to a session.
+    pub(super) fn admitted(&self) -> Epoch {
+        self.admitted
+    }
+
+    /// What the driver sees of the wanted workload.
+    pub(super) fn workload(&self) -> Option<&Observed> {
+        match &self.level {
+            Level::Seen(observed) if self.is_wanted(observed.generation) => Some(observed),
+            _ => None,
+        }
+    }
+
+    /// The last failure of a call, while it matters.
+    pub(super) fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref().map(|failed| &failed.failure)
+    }
+
+    /// The session, if it is the wanted workload's.
+    fn link(&self) -> Option<Link> {
+        self.link.filter(|link| link.generation >= self.wanted.generation)
+    }
+
+    fn is_wanted(&self, generation: Generation) -> bool {
+        // A driver that cannot tell the generation any more has one workload, and it is this.
+        generation == self.wanted.generation || generation == Generation(0)
+    }
+
+    /// Whether a workload of any generation may be alive.
+    fn may_live(&self) -> bool {
+        match &self.level {
+            Level::Seen(observed) => {
+                let generation = if observed.generation == Generation(0) {
+                    self.wanted.generation
+                } else {
+                    observed.generation
+                };
+                observed.state.is_alive() && generation > self.ended
+            }
+            Level::Unknown => self.wanted.made > self.ended,
+            Level::Absent { .. } => false,
+        }
+    }
+
+    fn known(&self, now: Instant) -> Known {
+        let made = self.wanted.made >= self.wanted.generation;
+        let gone = |message: &str| Known::Dead {
+            reason: "WorkloadGone".to_owned(),
+            message: message.to_owned(),
+            certain: true,
+        };
+        match &self.level {
+            Level::Seen(observed) if self.is_wanted(observed.generation) => {
+                if observed.state.is_alive() {
+                    return Known::Alive(observed.state);
+                }
+                let refuted = match observed.state {
+                    // It cannot tell: a session can.
+                    WorkloadState::Failed => self.link().is_some(),
+                    _ => self.is_refuted(),
+                };
+                if refuted {
+                    return Known::Unproven;
+                }
+                match observed.state {
+                    WorkloadState::Gone if !made => Known::NotMade,
+                    WorkloadState::Gone => gone("the driver no longer has the workload"),
+                    _ => {
+                        let certain =
+                            observed.state != WorkloadState::Failed || now >= self.level_at + UNCERTAIN;
+                        let (reason, message) = death(observed);
+                        Known::Dead { reason, message, certain }
+                    }
+                }
+            }
+            Level::Seen(_) | Level::Absent { .. } | Level::Unknown if !made => Known::NotMade,
+            Level::Unknown => Known::Unproven,
+            Level::Seen(_) | Level::Absent { .. } if self.is_refuted() => Known::Unproven,
+            Level::Seen(_) | Level::Absent { .. } => gone("the driver no longer has the workload"),
+        }
+    }
+
+    /// Whether the supervisor gave a sign of life after the driver saw it dead.
+    fn is_refuted(&self) -> bool {
+        let attached = self.link().is_some_and(|link| link.since > self.level_at);
+        attached || self.probes.as_ref().is_some_and(|probes| probes.at > self.level_at + DOUBT)
+    }
+
+    /// Everything anew, from the facts.
+    pub(super) fn assess(&self, now: Instant) -> Assessment {
+        let known = self.known(now);
+        let conditions = self.conditions(&known, now);
+        let ready = conditions.iter().all(|condition| condition.status == ConditionStatus::True);
+        let (phase, reason, message) = match self.wanted.desired {
+            Desired::Deleted => self.deleting(),
+            Desired::Stopped => self.stopping(),
+            _ if self.wanted.foreign => told(
+                Phase::Failed,
+                "OtherDriver",
+                "another driver made this sandbox than this gateway has: start the gateway with that driver, or delete it",
+            ),
+            Desired::Paused => self.pausing(&known),
+            Desired::Running => self.running(&known, &conditions, ready, now),
+        };
+        let message = self.with_console(phase, message);
+        let dead = match (self.wanted.desired, &known) {
+            (Desired::Running | Desired::Paused, Known::Dead { message, certain: true, .. }) => {
+                Some(message.clone())
+            }
+            _ => None,
+        };
+        let steps = self.steps(&known, phase, now);
+        let wake_at = self.wake_at(now);
+        Assessment { phase, reason, message, conditions, steps, dead, wake_at }
+    }
+
+    fn deleting(&self) -> Told {
+        match (&self.failure, self.call) {
+            (Some(failed), _) => told(Phase::Deleting, failed.failure.reason, &failed.failure.message),
+            (None, Some(Call::Stop { .. })) => told(Phase::Deleting, "StoppingWorkload", ""),
+            (None, _) => told(Phase::Deleting, "DeleteRequested", ""),
+        }
+    }
+
+    fn stopping(&self) -> Told {
+        if !self.may_live() && !self.is_calling() {
+            return told(Phase::Stopped, "StopRequested", "");
+        }
+        match &self.failure {
+            Some(failed) => told(Phase::Stopping, failed.failure.reason, &failed.failure.message),
+            None => told(Phase::Stopping, "StopRequested", ""),
+        }
+    }
+
+    fn pausing(&self, known: &Known) -> Told {
+        match known {
+            Known::Dead { reason, message, .. } => told(Phase::Failed, reason, message),
+            Known::NotMade => told(Phase::Failed, "WorkloadGone", "there is no workload to be paused"),
+            Known::Alive(WorkloadState::Paused) => told(Phase::Paused, "PauseRequested", ""),
+            Known::Alive(_) | Known::Unproven => match &self.failure {
+                Some(failed) => told(Phase::Pausing, failed.failure.reason, &failed.failure.message),
+                None => told(Phase::Pausing, "PauseRequested", ""),
+            },
+        }
+    }
+
+    fn running(&self, known: &Known, conditions: &[Status; 4], ready: bool, now: Instant) -> Told {
+        match known {
+            Known::Dead { reason, message, .. } => return told(Phase::Failed, reason, message),
+            Known::NotMade => return self.provisioning(),
+            Known::Alive(WorkloadState::Paused) => return self.thawing(),
+            Known::Alive(_) | Known::Unproven => {}
+        }
+        if ready {
+            return told(Phase::Ready, "AllConditionsMet", "");
+        }
+        let Some(link) = self.link() else { return self.linkless(known, now) };
+        let since = self.probes.as_ref().map_or(link.since, |probes| probes.at);
+        let probed = now < since + timing::PROBE_LEASE;
+        // A probe that was made and is not good: those that failed before those that were left out.
+        for status in [ConditionStatus::False, ConditionStatus::Unknown] {
+            let failing = conditions[2..].iter().find(|condition| condition.status == status);
+            if let Some(failing) = failing.filter(|_| probed && self.probes.is_some()) {
+                return told(Phase::Degraded, &failing.reason, &failing.message);
+            }
+        }
+        if let Some(thawed) = self.thawed {
+            return if now < thawed + self.boot_deadline {
+                told(Phase::Resuming, "Probing", "the supervisor is back; waiting for its probe")
+            } else {
+                told(
+                    Phase::Degraded,
+                    "ResumeDeadline",
+                    &format!("no good probe within {} s of the resume", self.boot_deadline.as_secs()),
+                )
+            };
+        }
+        if !probed {
+            let message = format!("no probe for {} s", timing::PROBE_LEASE.as_secs());
+            return told(Phase::Degraded, "ProbeOverdue", &message);
+        }
+        let phase =
+            if self.proven < self.wanted.generation { Phase::Provisioning } else { Phase::Reconnecting };
+        if self.probes.is_none() {
+            return told(phase, "Probing", "the supervisor is attached; waiting for its first probe");
+        }
+        told(phase, &conditions[0].reason, &conditions[0].message)
+    }
+
+    /// There is no workload yet.
+    fn provisioning(&self) -> Told {
+        match (&self.failure, self.call) {
+            (Some(Failed { failure, retry_at: None, .. }), _) => {
+                told(Phase::Failed, failure.reason, &failure.message)
+            }
+            (Some(Failed { failure, .. }), _) => told(Phase::Provisioning, failure.reason, &failure.message),
+            (None, Some(_)) => told(Phase::Provisioning, "CreatingWorkload", "the driver makes the workload"),
+            (None, None) => told(Phase::Pending, "Accepted", ""),
+        }
+    }
+
+    /// The workload is frozen, and should run.
+    fn thawing(&self) -> Told {
+        match &self.failure {
+            Some(Failed { failure, retry_at: None, .. }) => {
+                told(Phase::Failed, "ResumeFailed", &failure.message)
+            }
+            Some(Failed { failure, .. }) => told(Phase::Resuming, failure.reason, &failure.message),
+            None => told(Phase::Resuming, "ResumeRequested", ""),
+        }
+    }
+
+    /// The workload is there, or was when it was last seen, and no session is.
+    fn linkless(&self, known: &Known, now: Instant) -> Told {
+        if let Some(thawed) = self.thawed {
+            return if now < thawed + self.boot_deadline {
+                told(
+                    Phase::Resuming,
+                    "WaitingForSupervisor",
+                    "the workload runs on; its supervisor is not back yet",
+                )
+            } else {
+                told(
+                    Phase::Degraded,
+                    "ResumeDeadline",
+                    &format!(
+                        "the supervisor is not back {} s after the resume",
+                        self.boot_deadline.as_secs()
+                    ),
+                )
+            };
+        }
+        if self.wanted.attached >= self.wanted.generation {
+            return match &self.lost {
+                Some(why) => told(Phase::Reconnecting, "SessionLost", why),
+                None => told(Phase::Reconnecting, "GatewayRestarted", "the supervisor has not come back yet"),
+            };
+        }
+        if matches!(known, Known::Alive(WorkloadState::Creating)) {
+            return told(Phase::Provisioning, "CreatingWorkload", "the driver makes the workload");
+        }
+        if self.booting.is_some_and(|since| now >= since + self.boot_deadline) {
+            let seconds = self.boot_deadline.as_secs();
+            let message = if self.dialled >= self.wanted.generation {
+                format!(
+                    "the workload has started, and its supervisor dialled and was not attached within {seconds} s"
+                )
+            } else {
+                format!("the workload has started, and its supervisor has not dialled within {seconds} s")
+            };
+            return told(Phase::Failed, "BootDeadline", &message);
+        }
+        match known {
+            Known::Unproven => {
+                told(Phase::Reconnecting, "GatewayRestarted", "the driver has not said yet what it has")
+            }
+            _ => told(Phase::Provisioning, "WaitingForSupervisor", "the workload has started"),
+        }
+    }
+
+    /// The console says why a boot failed, or a workload died.
+    fn with_console(&self, phase: Phase, message: String) -> String {
+        match &self.console {
+            Some((generation, text))
+                if phase == Phase::Failed && *generation == self.wanted.generation && !text.is_empty() =>
+            {
+                format!("{message}; the console ends with: {text}")
+            }
+            _ => message,
+        }
+    }
+
+    fn conditions(&self, known: &Known, now: Instant) -> [Status; 4] {
+        let fresh = self.probes.as_ref().filter(|probes| now < probes.at + timing::PROBE_LEASE);
+        let answers = fresh.is_some_and(|probes| matches!(probes.exec, Finding::Good));
+        let workload = match known {
+            Known::Alive(WorkloadState::Running) => yes("Running"),
+            Known::Alive(WorkloadState::Paused) => no("Paused", ""),
+            Known::Alive(WorkloadState::Stopping) => {
+                no("Stopping", "it was asked to end, and not by this gateway")
+            }
+            Known::Alive(_) => no("Creating", ""),
+            Known::NotMade => no("NotMade", ""),
+            Known::Dead { reason, message, .. } => no(reason, message),
+            // A command that ran in it says more than a driver that does not know.
+            Known::Unproven if answers => yes("SupervisorAnswers"),
+            Known::Unproven => unknown("DriverSilent", "the driver has not said what it has"),
+        };
+        let (connected, why) = match (self.link(), &self.lost) {
+            (Some(_), _) => (yes("Attached"), "NotProbed"),
+            (None, Some(why)) => (no("SessionLost", why), "NoSession"),
+            (None, None) => (no("NotConnected", ""), "NoSession"),
+        };
+        let [exec, filesystem] = match (&self.probes, fresh) {
+            (_, Some(probes)) => {
+                [(&probes.exec, "ExecProbeFailed"), (&probes.filesystem, "FilesystemProbeFailed")]
+                    .map(|(finding, reason)| finding.status(reason))
+            }
+            (Some(_), None) => {
+                let overdue = unknown("ProbeOverdue", "the last good probe is too old to count");
+                [overdue.clone(), overdue]
+            }
+            (None, None) => [unknown(why, ""), unknown(why, "")],
+        };
+        [workload, connected, exec, filesystem]
+    }
+
+    fn steps(&self, known: &Known, phase: Phase, now: Instant) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if let Some((code, reason)) = self.closing(known) {
+            steps.push(Step::Close(code, reason));
+        }
+        if self.gone || (self.wanted.desired == Desired::Deleted && self.wanted.foreign) {
+            let later = self.failure.as_ref().and_then(|failed| failed.retry_at).is_some_and(|at| now < at);
+            if !later {
+                steps.push(Step::Forget);
+            }
+            return steps;
+        }
+        if self.wanted.foreign {
+            return steps;
+        }
+        if self.is_unwanted_call() {
+            steps.push(Step::Abandon);
+            return steps;
+        }
+        let read = self.console.as_ref().is_some_and(|(generation, _)| *generation == self.wanted.generation);
+        if phase == Phase::Failed && self.can.logs && !read && !matches!(known, Known::NotMade) {
+            steps.push(Step::Console);
+        }
+        if self.is_calling() {
+            return steps;
+        }
+        let Some(call) = self.next_call(known) else { return steps };
+        match &self.failure {
+            Some(failed) if failed.call.verb() == call.verb() => match failed.retry_at {
+                Some(at) if now >= at => steps.push(Step::Call(call)),
+                Some(_) => {}
+                None if matches!(call, Call::Pause) => steps.push(Step::GiveUpPausing),
+                None => {}
+            },
+            _ => steps.push(Step::Call(call)),
+        }
+        steps
+    }
+
+    /// The driver's next verb, were there nothing in the way.
+    fn next_call(&self, known: &Known) -> Option<Call> {
+        let grace = self.wanted.grace;
+        match (self.wanted.desired, known) {
+            (Desired::Deleted, _) if self.can.stop && !grace.is_zero() && self.may_live() => {
+                Some(Call::Stop { grace, then_delete: true })
+            }
+            (Desired::Deleted, _) => Some(Call::Delete),
+            (Desired::Stopped, _) => self.may_live().then_some(Call::Stop { grace, then_delete: false }),
+            (Desired::Running, Known::NotMade) => Some(Call::Ensure { generation: self.wanted.generation }),
+            (Desired::Running, Known::Alive(WorkloadState::Paused)) => Some(Call::Resume),
+            (Desired::Paused, Known::Alive(WorkloadState::Running | WorkloadState::Creating)) => {
+                Some(Call::Pause)
+            }
+            (Desired::Running | Desired::Paused, _) => None,
+        }
+    }
+
+    /// Whether the call under way would do what nobody wants any more, and take long about it.
+    fn is_unwanted_call(&self) -> bool {
+        match (self.call, self.wanted.desired) {
+            (Some(Call::Ensure { generation }), Desired::Running | Desired::Paused) => {
+                generation != self.wanted.generation
+            }
+            (Some(Call::Ensure { .. }), Desired::Stopped | Desired::Deleted) => true,
+            (Some(Call::Stop { then_delete: false, .. } | Call::Pause | Call::Resume), Desired::Deleted) => {
+                true
+            }
+            (Some(Call::Pause | Call::Resume), Desired::Stopped) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the session has to go, and what it is told.
+    fn closing(&self, known: &Known) -> Option<(CloseCode, &'static str)> {
+        let link = self.link?;
+        match (self.wanted.desired, known) {
+            (Desired::Running | Desired::Paused, _) if link.generation < self.wanted.generation => {
+                Some((CloseCode::STALE_GENERATION, "a newer workload of the sandbox is wanted"))
+            }
+            (Desired::Deleted, _) if self.gone || self.wanted.foreign => {
+                Some((CloseCode::SANDBOX_DELETED, "the sandbox has been deleted"))
+            }
+            (Desired::Stopped, _) if !self.may_live() && !self.is_calling() => {
+                Some((CloseCode::SANDBOX_STOPPED, "the sandbox has been stopped"))
+            }
+            // Should it live after all, it comes back, and proves it.
+            (Desired::Running | Desired::Paused, Known::Dead { certain: true, .. }) => {
+                Some((CloseCode::UNRESPONSIVE, "the driver says that the workload is gone"))
+            }
+            _ => None,
+        }
+    }
+
+    /// When the facts change by themselves.
+    fn wake_at(&self, now: Instant) -> Option<Instant> {
+        let lease = self.probes.as_ref().map(|probes| probes.at + timing::PROBE_LEASE);
+        let first =
+            self.link().filter(|_| self.probes.is_none()).map(|link| link.since + timing::PROBE_LEASE);
+        let retry = self.failure.as_ref().and_then(|failed| failed.retry_at).filter(|_| self.call.is_none());
+        let boot = self.booting.map(|since| since + self.boot_deadline);
+        let thaw = self.thawed.map(|since| since + self.boot_deadline);
+        let uncertain = match &self.level {
+            Level::Seen(seen) if seen.state == WorkloadState::Failed => Some(self.level_at + UNCERTAIN),
+            _ => None,
+        };
+        [lease, first, retry, boot, thaw, uncertain].into_iter().flatten().filter(|at| *at > now).min()
+    }
+}
+
+type Told = (Phase, String, String);
+
+fn told(phase: Phase, reason: &str, message: &str) -> Told {
+    (phase, reason.to_owned(), message.to_owned())
+}
+
+fn yes(reason: &str) -> Status {
+    Status { status: ConditionStatus::True, reason: reason.to_owned(), message: String::new() }
+}
+
+fn no(reason: &str, message: &str) -> Status {
+    Status { status: ConditionStatus::False, reason: reason.to_owned(), message: message.to_owned() }
+}
+
+fn unknown(reason: &str, message: &str) -> Status {
+    Status { status: ConditionStatus::Unknown, reason: reason.to_owned(), message: message.to_owned() }
+}
+
+impl Finding {
+    fn of(result: Option<&ProbeResult>) -> Self {
+        match result {
+            None => Self::Missing,
+            Some(result) if result.ok => Self::Good,
+            Some(result) if result.errno != 0 => {
+                Self::Bad(format!("{} (errno {})", shortened(&result.message), result.errno))
+            }
+            Some(result) => Self::Bad(shortened(&result.message)),
+        }
+    }
+
+    fn status(&self, reason: &str) -> Status {
+        match self {
+            Self::Good => yes("ProbeSucceeded"),
+            Self::Bad(message) => no(reason, message),
+            Self::Missing => unknown("NotProbed", "the supervisor does not probe it"),
+        }
+    }
+}
+
+/// As much of a supervisor's words as a sandbox keeps: it is not trusted with more.
+fn shortened(text: &str) -> String {
+    text[..text.floor_char_boundary(512)].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Why a workload that should run does not.
+fn death(observed: &Observed) -> (String, String) {
+    let (reason, what) = match observed.state {
+        WorkloadState::Exited(exit @ Exit::Code(_)) => {
+            ("WorkloadExited", format!("the workload ended with {exit}"))
+        }
+        WorkloadState::Exited(exit @ Exit::Signal(_)) => {
+            ("WorkloadKilled", format!("the workload was ended by {exit}"))
+        }
+        WorkloadState::Exited(exit) => ("WorkloadExited", format!("the workload ended with {exit}")),
+        WorkloadState::Stopped => {
+            ("WorkloadStopped", "the workload was stopped, and not by this gateway".to_owned())
+        }
+        _ => ("WorkloadFailed", "the driver cannot tell what became of the workload".to_owned()),
+    };
+    let message = match (observed.reason.as_str(), observed.message.as_str()) {
+        (_, "") => what,
+        (reason, message) => format!("{what} ({reason}: {message})"),
+    };
+    (reason.to_owned(), message)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,726 @@
+//! The one task of one sandbox: it puts facts into the state, does the steps that follow, and shows the view.
+//!
+//! It never waits for the driver or for execs: calls run in its `JoinSet`, facts for execs leave when there is
+//! room. It does wait for the store, because nothing may be told that is not stored: an epoch before `Welcome`, a
+//! wish before its answer.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use backon::BackoffBuilder;
+use holdfast_drivers::{Observed, Verb};
+use holdfast_wire::{
+    api::{self, LostReason, Phase},
+    close::CloseCode,
+    control::{self, Health, RefuseCode, down},
+    ids::{Epoch, Generation, Instance},
+};
+use jiff::Timestamp;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    Core, SandboxFact,
+    calls::{self, Call, Failure},
+    handle::{Admission, Ask, MAILBOX, Message, Refusal},
+    state::{Assessment, Can, Level, State, Step, Wanted},
+    unsupported,
+    view::{Condition, ConditionKind, LINK_EVENTS, LinkEvent, View, word},
+};
+use crate::{
+    error::{CallError, Reason},
+    events::reason,
+    sessions::{Hello, Lost, Session},
+    store::{Desired, SandboxRecord, StoreError, stamp},
+};
+
+/// Supervisor processes that lost their place to another one and are not let in again. More than a handful means
+/// that something starts them in a loop; then the oldest may fight for its place anew.
+const RETIRED: usize = 16;
+
+/// The end of the console that is shown where a boot failed, in bytes: a panic's message and its neighbours.
+const CONSOLE_TAIL: usize = 2048;
+
+/// How long a supervisor stays away that came while the gateway could not decide.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// How soon a write that failed is tried again.
+const REWRITE: Duration = Duration::from_secs(1);
+
+/// What came out of the `JoinSet`.
+#[derive(Debug)]
+enum Done {
+    Call(Result<Option<Observed>, Failure>),
+    Console { generation: Generation, text: String },
+}
+
+/// One sandbox.
+pub(super) struct Task {
+    core: Arc<Core>,
+    name: Arc<str>,
+    record: Arc<SandboxRecord>,
+    /// What the record has to become, when it was not written yet.
+    rewrite_at: Option<Instant>,
+    state: State,
+    mailbox: mpsc::Receiver<Message>,
+    levels: watch::Receiver<Level>,
+    view: watch::Sender<Arc<View>>,
+    session: Option<Session>,
+    /// The newest dial of the instance that was let in last.
+    dialled: Option<(Instance, u64)>,
+    retired: VecDeque<Instance>,
+    jobs: JoinSet<Done>,
+    call: Option<AbortHandle>,
+    delays: Box<dyn Iterator<Item = Duration> + Send>,
+    /// Facts that execs have not been told yet: one of a kind, the newest.
+    outbox: VecDeque<SandboxFact>,
+    /// The newest generation whose death was told.
+    told_dead: Generation,
+    links: VecDeque<LinkEvent>,
+    gone: bool,
+}
+
+impl Task {
+    /// A task that has not begun, its mailbox, and its view, which is right from the start.
+    pub(super) fn new(
+        core: Arc<Core>,
+        record: SandboxRecord,
+        name: Arc<str>,
+        levels: watch::Receiver<Level>,
+    ) -> (Self, mpsc::Sender<Message>, watch::Receiver<Arc<View>>) {
+        let (sender, mailbox) = mpsc::channel(MAILBOX);
+        let now = Instant::now();
+        let can = core.parts.driver.capabilities();
+        let can = Can { stop: can.stop_start, logs: can.logs };
+        let wanted = wanted(&record, core.parts.driver.name());
+        let state = State::new(wanted, can, core.parts.settings.boot_deadline, record.epoch, now);
+        let record = Arc::new(record);
+        let view = shown(&record, &state, &state.assess(now), None, Vec::new(), None, false);
+        let (view, shown) = watch::channel(Arc::new(view));
+        let task = Self {
+            core,
+            name,
+            record,
+            rewrite_at: None,
+            state,
+            mailbox,
+            levels,
+            view,
+            session: None,
+            dialled: None,
+            retired: VecDeque::new(),
+            jobs: JoinSet::new(),
+            call: None,
+            delays: delays(),
+            outbox: VecDeque::new(),
+            told_dead: Generation(0),
+            links: VecDeque::new(),
+            gone: false,
+        };
+        (task, sender, shown)
+    }
+
+    /// Lives until the sandbox is gone, or the room stops.
+    pub(super) async fn run(mut self) {
+        let token = self.core.token.clone();
+        let facts = self.core.parts.facts.clone();
+        loop {
+            let wake_at = self.settle().await;
+            if self.gone && self.outbox.is_empty() {
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = token.cancelled() => return,
+                permit = facts.reserve(), if !self.outbox.is_empty() => match (permit, self.outbox.pop_front()) {
+                    (Ok(permit), Some(fact)) => permit.send(fact),
+                    // Nobody listens to facts any more: the gateway stops.
+                    _ => self.outbox.clear(),
+                },
+                lost = ended(self.session.as_ref()) => self.on_session_ended(lost),
+                Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => self.on_done(done),
+                message = self.mailbox.recv(), if !self.gone => match message {
+                    Some(message) => self.on_message(message).await,
+                    None => return,
+                },
+                changed = self.levels.changed(), if !self.gone => match changed {
+                    Ok(()) => self.on_level(),
+                    // The map has let go of this sandbox.
+                    Err(_) => return,
+                },
+                () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
+            }
+        }
+    }
+
+    // ---- facts in ---------------------------------------------------------------------------------
+
+    async fn on_message(&mut self, message: Message) {
+        match message {
+            Message::Hello { hello, answer } => {
+                let answered = self.on_hello(&hello).await;
+                if let Err(refusal) = &answered {
+                    self.link(format!("refused: {refusal}"));
+                    self.event(reason::SESSION_REFUSED, refusal.reason.clone());
+                }
+                // A session that went away meanwhile has used up an epoch, and nothing else.
+                let _ = answer.send(answered);
+            }
+            Message::Attached { epoch, session } => self.on_attached(epoch, session),
+            Message::Lost { epoch, lost } => self.on_lost(epoch, &lost),
+            Message::Health { epoch, health } => self.on_health(epoch, &health),
+            Message::Resumed { epoch, away } => {
+                if self.state.on_resumed(epoch, Instant::now()) {
+                    self.link(format!("the supervisor was away for {:.1} s", away.as_secs_f64()));
+                    self.session.as_ref().map(Session::probe_now);
+                }
+            }
+            Message::Ask { ask, answer } => self.on_ask(ask, answer).await,
+        }
+    }
+
+    async fn on_hello(&mut self, hello: &Hello) -> Result<Admission, Refusal> {
+        self.may_enter(hello)?;
+        let epoch = self.core.parts.store.next_epoch(self.record.id).await.map_err(|error| {
+            tracing::error!(sandbox = %self.record.id, %error, "storing a session's epoch");
+            Refusal::later(RefuseCode::Busy, "the gateway's store does not answer", BUSY)
+        })?;
+        if let Some((instance, _)) = self.dialled
+            && instance != hello.instance
+        {
+            if self.retired.len() == RETIRED {
+                self.retired.pop_front();
+            }
+            self.retired.push_back(instance);
+        }
+        self.dialled = Some((hello.instance, hello.dial));
+        self.state.on_admitted(epoch, hello.generation);
+        Ok(Admission { epoch, tuning: self.core.parts.tuning })
+    }
+
+    /// Whether this supervisor may have a session.
+    fn may_enter(&self, hello: &Hello) -> Result<(), Refusal> {
+        let wanted = &self.state.wanted;
+        match wanted.desired {
+            Desired::Deleted => {
+                return Err(Refusal::never(RefuseCode::UnknownSandbox, "the sandbox is being deleted"));
+            }
+            Desired::Stopped if self.view.borrow().phase == Phase::Stopped => {
+                return Err(Refusal::never(RefuseCode::StaleGeneration, "the sandbox is stopped"));
+            }
+            Desired::Stopped | Desired::Running | Desired::Paused => {}
+        }
+        if hello.generation < wanted.generation {
+            let reason = format!("workload {} is wanted, this is {}", wanted.generation, hello.generation);
+            return Err(Refusal::never(RefuseCode::StaleGeneration, reason));
+        }
+        if hello.generation > wanted.generation {
+            // The store may be an older one, put back from a backup: the driver will say.
+            let reason = format!("workload {} is not known here yet", hello.generation);
+            return Err(Refusal::later(RefuseCode::Busy, reason, BUSY));
+        }
+        if self.retired.contains(&hello.instance) {
+            let reason = "another supervisor process has taken this one's place";
+            return Err(Refusal::never(RefuseCode::StaleGeneration, reason));
+        }
+        match self.dialled {
+            Some((instance, dial)) if instance == hello.instance && hello.dial <= dial => {
+                let reason =
+                    format!("dial {dial} of this process came before, and is newer than {}", hello.dial);
+                Err(Refusal::later(RefuseCode::Busy, reason, BUSY))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn on_attached(&mut self, epoch: Epoch, session: Session) {
+        let now = Instant::now();
+        if !self.state.on_attached(epoch, session.generation(), now) {
+            session.close(CloseCode::SUPERSEDED, "a session with a newer epoch is attached");
+            return;
+        }
+        let older = self.session.replace(session.clone());
+        if let Some(older) = older {
+            older.close(CloseCode::SUPERSEDED, format!("superseded by epoch {epoch}"));
+        }
+        self.link(format!("attached with epoch {epoch} ({})", session.hello().dial_reason));
+        let message = format!("epoch {epoch}, supervisor {}", session.version());
+        self.event(reason::SESSION_ATTACHED, message);
+        self.tell(SandboxFact::SessionAttached {
+            sandbox: self.record.id,
+            epoch,
+            instance: session.instance(),
+            generation: session.generation(),
+        });
+        // It may have ended before it came here; then its end has come too, or comes at once.
+    }
+
+    fn on_session_ended(&mut self, lost: Lost) {
+        if let Some(session) = &self.session {
+            self.on_lost(session.epoch(), &lost);
+        }
+    }
+
+    fn on_lost(&mut self, epoch: Epoch, lost: &Lost) {
+        if !self.state.on_lost(epoch, lost.to_string()) {
+            return;
+        }
+        self.session = None;
+        self.link(format!("epoch {epoch} lost: {lost}"));
+        self.event(reason::SESSION_LOST, format!("epoch {epoch}: {lost}"));
+    }
+
+    fn on_health(&mut self, epoch: Epoch, health: &Health) {
+        self.state.on_health(epoch, health, Instant::now());
+    }
+
+    fn on_level(&mut self) {
+        let level = self.levels.borrow_and_update().clone();
+        if self.state.on_level(level, Instant::now()) {
+            self.rewrite_at = Some(Instant::now());
+        }
+    }
+
+    fn on_done(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        let now = Instant::now();
+        match done {
+            Ok(Done::Console { generation, text }) => self.state.on_console(generation, text),
+            Ok(Done::Call(answer)) => self.on_answer(answer, now),
+            // The call that was dropped: the state knows.
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => {
+                tracing::error!(sandbox = %self.record.id, %error, "a driver's call ended by a panic");
+                self.on_answer(Err(Failure::panicked()), now);
+            }
+        }
+    }
+
+    fn on_answer(&mut self, answer: Result<Option<Observed>, Failure>, now: Instant) {
+        self.call = None;
+        let retry = match &answer {
+            Ok(made) => {
+                self.delays = delays();
+                if let Some(made) = made {
+                    let handle = made.handle.as_deref().unwrap_or("without a handle");
+                    self.event(reason::WORKLOAD_STARTED, format!("workload {} ({handle})", made.generation));
+                }
+                Duration::ZERO
+            }
+            Err(failure) => {
+                self.event(reason::DRIVER_FAILED, failure.message.clone());
+                self.delays.next().unwrap_or(LONGEST)
+            }
+        };
+        if self.state.on_answer(answer, retry, now) {
+            self.rewrite_at = Some(now);
+        }
+    }
+
+    // ---- what is wanted ---------------------------------------------------------------------------
+
+    async fn on_ask(&mut self, ask: Ask, answer: oneshot::Sender<Result<Arc<View>, CallError>>) {
+        let answered = match self.want(ask).await {
+            Ok(()) => {
+                // What is answered is what the wish has led to: the phase after it, not before.
+                self.show(&self.state.assess(Instant::now()));
+                Ok(self.view.borrow().clone())
+            }
+            Err(error) => Err(error),
+        };
+        // The caller may have hung up: the wish is stored, and holds.
+        let _ = answer.send(answered);
+    }
+
+    /// Makes a wish the stored one. Legal in every phase, but for what a deletion has made pointless.
+    async fn want(&mut self, ask: Ask) -> Result<(), CallError> {
+        let Some(wanted) = self.wish(ask)? else { return Ok(()) };
+        let event = match ask {
+            Ask::Start => reason::START_REQUESTED,
+            Ask::Stop { .. } => reason::STOP_REQUESTED,
+            Ask::Pause => reason::PAUSE_REQUESTED,
+            Ask::Resume => reason::RESUME_REQUESTED,
+            Ask::Delete { .. } => reason::DELETE_REQUESTED,
+        };
+        self.write(wanted).await?;
+        self.event(event, "");
+        if ask == Ask::Pause {
+            // Before the freeze, so that its calls can be told.
+            let notice = control::Suspending { grace_ms: 0 };
+            self.session.as_ref().map(|session| session.send(down::Body::Suspending(notice)));
+        }
+        Ok(())
+    }
+
+    /// What is wanted after this; `None` when it is that already.
+    fn wish(&self, ask: Ask) -> Result<Option<Wanted>, CallError> {
+        let (now, view) = (self.state.wanted, self.view.borrow().clone());
+        let driver = self.core.parts.driver.as_ref();
+        let can = driver.capabilities();
+        let running = Wanted { desired: Desired::Running, ..now };
+        let anew = Wanted { generation: now.generation.next(), ..running };
+        let wrong = |attempted| Err(view.refusal(Reason::WrongPhase, attempted));
+        Ok(match (ask, now.desired) {
+            (Ask::Delete { .. }, Desired::Deleted) => None,
+            (Ask::Delete { grace }, _) => Some(Wanted { desired: Desired::Deleted, grace, ..now }),
+            (Ask::Start, Desired::Deleted) => return wrong("starting"),
+            (Ask::Stop { .. }, Desired::Deleted) => return wrong("stopping"),
+            (Ask::Stop { .. }, _) if !can.stop_start => return Err(unsupported(driver, Verb::Stop)),
+            (Ask::Stop { .. }, Desired::Stopped) => None,
+            (Ask::Stop { grace }, _) => Some(Wanted { desired: Desired::Stopped, grace, ..now }),
+            (Ask::Start, Desired::Stopped) => Some(anew),
+            (Ask::Start, Desired::Running | Desired::Paused) if view.phase == Phase::Failed => Some(anew),
+            (Ask::Start, Desired::Running) => None,
+            (Ask::Start, Desired::Paused) => Some(running),
+            (Ask::Pause, _) if !can.pause => return Err(unsupported(driver, Verb::Pause)),
+            (Ask::Resume, _) if !can.pause => return Err(unsupported(driver, Verb::Resume)),
+            (Ask::Pause, Desired::Paused) if view.phase != Phase::Failed => None,
+            (Ask::Pause, Desired::Running) => match view.phase {
+                Phase::Ready | Phase::Degraded | Phase::Reconnecting | Phase::Resuming => {
+                    Some(Wanted { desired: Desired::Paused, ..now })
+                }
+                _ => return wrong("pausing"),
+            },
+            (Ask::Pause, _) => return wrong("pausing"),
+            (Ask::Resume, Desired::Paused) if view.phase != Phase::Failed => Some(running),
+            (Ask::Resume, Desired::Running) if view.phase != Phase::Failed => None,
+            (Ask::Resume, _) => return wrong("resuming"),
+        })
+    }
+
+    /// Stores what is wanted, then wants it. Somebody else may have written meanwhile: then theirs is taken over,
+    /// and the caller decides again.
+    async fn write(&mut self, wanted: Wanted) -> Result<(), CallError> {
+        let record = self.as_record(wanted);
+        match self.core.parts.store.update(&record).await {
+            Ok(version) => {
+                self.record = Arc::new(SandboxRecord { version, ..record });
+                self.state.on_wanted(wanted);
+                self.delays = delays();
+                Ok(())
+            }
+            Err(error @ StoreError::Stale { .. }) => {
+                self.reload().await;
+                Err(error.into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn as_record(&self, wanted: Wanted) -> SandboxRecord {
+        SandboxRecord {
+            desired: wanted.desired,
+            grace: wanted.grace,
+            generation: wanted.generation,
+            made: wanted.made,
+            attached: wanted.attached,
+            ..SandboxRecord::clone(&self.record)
+        }
+    }
+
+    async fn reload(&mut self) {
+        match self.core.parts.store.get(self.record.id).await {
+            Ok(Some(record)) => {
+                tracing::warn!(sandbox = %record.id, version = record.version, "somebody else wrote this sandbox");
+                self.state.on_wanted(wanted(&record, self.core.parts.driver.name()));
+                self.record = Arc::new(record);
+            }
+            Ok(None) => self.state.on_forgotten(),
+            Err(error) => tracing::error!(sandbox = %self.record.id, %error, "reading a sandbox again"),
+        }
+    }
+
+    /// Stores what the facts have made of the record. Nobody waits for it; a failure is tried again.
+    async fn rewrite(&mut self, now: Instant) {
+        self.rewrite_at = None;
+        let record = self.as_record(self.state.wanted);
+        match self.core.parts.store.update(&record).await {
+            Ok(version) => self.record = Arc::new(SandboxRecord { version, ..record }),
+            Err(StoreError::Stale { .. } | StoreError::SandboxMissing { .. }) => self.reload().await,
+            Err(error) => {
+                tracing::error!(sandbox = %self.record.id, %error, "storing what became of a sandbox");
+                // What is shown is what will be stored.
+                self.record = Arc::new(record);
+                self.rewrite_at = Some(now + REWRITE);
+            }
+        }
+    }
+
+    // ---- what follows -----------------------------------------------------------------------------
+
+    /// Does the steps that follow from the facts, until none does, and shows the result. Says when to look again.
+    async fn settle(&mut self) -> Option<Instant> {
+        loop {
+            let now = Instant::now();
+            let assessment = self.state.assess(now);
+            self.note(&assessment);
+            if self.rewrite_at.is_some_and(|at| at <= now) {
+                self.rewrite(now).await;
+                continue;
+            }
+            self.show(&assessment);
+            if self.gone || assessment.steps.is_empty() {
+                return assessment.wake_at.into_iter().chain(self.rewrite_at).min();
+            }
+            for step in assessment.steps {
+                self.step(step, now).await;
+            }
+        }
+    }
+
+    async fn step(&mut self, step: Step, now: Instant) {
+        match step {
+            Step::Call(call) => self.begin(call),
+            Step::Abandon => {
+                if let Some(call) = self.call.take() {
+                    call.abort();
+                }
+                self.state.on_abandoned(now);
+            }
+            Step::Close(code, why) => {
+                if let Some(session) = self.session.take() {
+                    session.close(code, why);
+                    self.on_lost(session.epoch(), &Lost::here(code, why));
+                }
+            }
+            Step::Console => self.read_console(),
+            Step::GiveUpPausing => {
+                let running = Wanted { desired: Desired::Running, ..self.state.wanted };
+                self.state.on_wanted(running);
+                self.rewrite_at = Some(now);
+                let thawed = control::Resumed { away_ms: 0 };
+                self.session.as_ref().map(|session| session.send(down::Body::Resumed(thawed)));
+            }
+            Step::Forget => self.forget(now).await,
+        }
+    }
+
+    fn begin(&mut self, call: Call) {
+        let (core, record) = (self.core.clone(), self.record.clone());
+        self.state.on_called(call);
+        let answer = async move { Done::Call(calls::run(&core.parts, &record, call).await) };
+        self.call = Some(self.jobs.spawn(answer));
+    }
+
+    fn read_console(&mut self) {
+        let (core, id, generation) = (self.core.clone(), self.record.id, self.state.wanted.generation);
+        self.state.on_console(generation, String::new());
+        self.jobs.spawn(async move {
+            let tail = calls::logs(core.parts.driver.as_ref(), id, CONSOLE_TAIL).await;
+            let text = tail.map_or_else(|failure| failure.message, |tail| legible(&tail));
+            Done::Console { generation, text }
+        });
+    }
+
+    /// Nothing is left of the sandbox but its row.
+    async fn forget(&mut self, now: Instant) {
+        if let Err(error) = self.core.parts.store.delete(self.record.id, Timestamp::now()).await {
+            tracing::error!(sandbox = %self.record.id, %error, "removing a sandbox from the store");
+            self.state.on_forget_failed(&error.to_string(), now + REWRITE);
+            return;
+        }
+        self.tell(SandboxFact::Deleted { sandbox: self.record.id });
+        self.event(reason::DELETED, "");
+        self.core.parts.events.depart(self.record.id);
+        self.gone = true;
+        self.core.remove(self.record.id);
+        self.show(&self.state.assess(now));
+    }
+
+    /// Tells execs and people what is new in an assessment.
+    fn note(&mut self, assessment: &Assessment) {
+        let (sandbox, wanted) = (self.record.id, self.state.wanted);
+        if let Some(message) = &assessment.dead
+            && self.told_dead < wanted.generation
+        {
+            self.told_dead = wanted.generation;
+            self.event(reason::WORKLOAD_GONE, message.clone());
+            self.tell(SandboxFact::WorkloadGone {
+                sandbox,
+                generation: wanted.generation,
+                up_to: self.state.admitted(),
+                reason: LostReason::WorkloadGone,
+                message: message.clone(),
+            });
+        }
+        let before = self.view.borrow().phase;
+        if before != assessment.phase {
+            if assessment.phase == Phase::Stopped {
+                self.tell(SandboxFact::Stopped { sandbox, up_to: self.state.admitted() });
+            }
+            if before == Phase::Resuming || assessment.phase == Phase::Resuming {
+                self.session.as_ref().map(Session::probe_now);
+            }
+        }
+        let source = match assessment.phase {
+            Phase::Failed => "driver",
+            Phase::Degraded => "probe",
+            Phase::Reconnecting if assessment.reason == "SessionLost" => "session",
+            _ if self.state.failure().is_some() => "driver",
+            _ => "",
+        };
+        let known = self.record.last_error.as_ref();
+        let same = known.is_some_and(|last| {
+            last.reason == assessment.reason && last.message == assessment.message && last.source == source
+        });
+        if !source.is_empty() && !same {
+            let last_error = Some(api::LastError {
+                reason: assessment.reason.clone(),
+                message: assessment.message.clone(),
+                source: source.to_owned(),
+                at: Some(stamp(Timestamp::now())),
+            });
+            self.record = Arc::new(SandboxRecord { last_error, ..SandboxRecord::clone(&self.record) });
+            self.rewrite_at.get_or_insert_with(Instant::now);
+        }
+        if self.state.wanted.attached != self.record.attached || self.state.wanted.made != self.record.made {
+            self.rewrite_at.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Shows what is, if it is anything new.
+    fn show(&self, assessment: &Assessment) {
+        let old = self.view.borrow().clone();
+        let links = self.links.iter().cloned().collect();
+        let view =
+            shown(&self.record, &self.state, assessment, self.session.clone(), links, Some(&old), self.gone);
+        if old.phase != view.phase {
+            let message = match (view.reason.as_str(), view.message.as_str()) {
+                (reason, "") => format!("{} to {}: {reason}", word(old.phase), word(view.phase)),
+                (reason, message) => {
+                    format!("{} to {}: {reason}: {message}", word(old.phase), word(view.phase))
+                }
+            };
+            self.core.parts.events.record(
+                self.record.id,
+                &self.name,
+                reason::PHASE_CHANGED,
+                message,
+                view.phase,
+            );
+        }
+        if !same(&old, &view) {
+            self.view.send_replace(Arc::new(view));
+        }
+    }
+
+    fn tell(&mut self, fact: SandboxFact) {
+        // A newer fact of a kind says all that an older one said: epochs only rise.
+        let kind = std::mem::discriminant(&fact);
+        self.outbox.retain(|waiting| std::mem::discriminant(waiting) != kind);
+        self.outbox.push_back(fact);
+    }
+
+    fn link(&mut self, what: String) {
+        if self.links.len() == LINK_EVENTS {
+            self.links.pop_front();
+        }
+        self.links.push_back(LinkEvent { at: Timestamp::now(), what });
+    }
+
+    fn event(&self, reason: &'static str, message: impl Into<String>) {
+        let phase = self.view.borrow().phase;
+        self.core.parts.events.record(self.record.id, &self.name, reason, message, phase);
+    }
+}
+
+/// The longest delay between two tries of a driver's call.
+const LONGEST: Duration = Duration::from_secs(30);
+
+fn delays() -> Box<dyn Iterator<Item = Duration> + Send> {
+    Box::new(
+        backon::ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(500))
+            .with_max_delay(LONGEST)
+            .with_jitter()
+            .without_max_times()
+            .build(),
+    )
+}
+
+/// Waits for the end of a session; for ever where there is none.
+async fn ended(session: Option<&Session>) -> Lost {
+    match session {
+        Some(session) => session.closed().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn wanted(record: &SandboxRecord, driver: &str) -> Wanted {
+    Wanted {
+        desired: record.desired,
+        grace: record.grace,
+        generation: record.generation,
+        made: record.made,
+        attached: record.attached,
+        foreign: record.driver != driver,
+    }
+}
+
+/// A console's end as text: what cannot be shown is replaced, lines are kept.
+fn legible(tail: &[u8]) -> String {
+    let text = String::from_utf8_lossy(tail);
+    text.trim().chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
+}
+
+/// The view of a state. A condition's time is kept while its status is what it was.
+fn shown(
+    record: &Arc<SandboxRecord>,
+    state: &State,
+    assessment: &Assessment,
+    session: Option<Session>,
+    link_events: Vec<LinkEvent>,
+    old: Option<&View>,
+    gone: bool,
+) -> View {
+    let now = Timestamp::now();
+    let conditions = ConditionKind::ALL.map(|kind| {
+        let status = &assessment.conditions[kind as usize];
+        let since = old.map(|old| old.condition(kind)).filter(|old| old.status == status.status);
+        Condition {
+            kind,
+            status: status.status,
+            reason: status.reason.clone(),
+            message: status.message.clone(),
+            last_transition: since.map_or(now, |old| old.last_transition),
+        }
+    });
+    View {
+        record: record.clone(),
+        phase: assessment.phase,
+        reason: assessment.reason.clone(),
+        message: assessment.message.clone(),
+        conditions,
+        epoch: state.admitted(),
+        generation: state.wanted.generation,
+        session,
+        link_events,
+        workload: state.workload().cloned(),
+        gone,
+    }
+}
+
+/// Whether two views say the same.
+fn same(old: &View, new: &View) -> bool {
+    let session = |view: &View| view.session.as_ref().map(Session::id);
+    let View {
+        record,
+        phase,
+        reason,
+        message,
+        conditions,
+        epoch,
+        generation,
+        link_events,
+        workload,
+        gone,
+        ..
+    } = old;
+    (Arc::ptr_eq(record, &new.record) || **record == *new.record)
+        && (phase, reason, message, conditions) == (&new.phase, &new.reason, &new.message, &new.conditions)
+        && (epoch, generation, link_events, gone)
+            == (&new.epoch, &new.generation, &new.link_events, &new.gone)
+        && workload == &new.workload
+        && session(old) == session(new)
+}

@@ -1,0 +1,217 @@
+//! A sandbox as everybody but its task sees it: one consistent picture, replaced whole.
+
+use std::sync::Arc;
+
+use holdfast_drivers::Observed;
+use holdfast_wire::{
+    api::{self, ConditionStatus, Phase},
+    ids::{Epoch, Generation, SandboxId},
+};
+use jiff::Timestamp;
+
+use crate::{
+    error::{CallError, Reason, key},
+    sessions::Session,
+    store::{SandboxRecord, stamp},
+};
+
+/// Events of the link that a view carries: enough to see a flapping session.
+pub(super) const LINK_EVENTS: usize = 8;
+
+/// The four facts that Ready is made of, in the order of [`View::conditions`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConditionKind {
+    /// The workload of the wanted generation runs.
+    WorkloadRunning,
+    /// Its supervisor is attached.
+    SupervisorConnected,
+    /// A command was run by way of the session, not long ago.
+    ExecHealthy,
+    /// A file was written and read in the workspace, not long ago.
+    FilesystemHealthy,
+}
+
+impl ConditionKind {
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::WorkloadRunning, Self::SupervisorConnected, Self::ExecHealthy, Self::FilesystemHealthy];
+
+    /// As it is on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WorkloadRunning => "WorkloadRunning",
+            Self::SupervisorConnected => "SupervisorConnected",
+            Self::ExecHealthy => "ExecHealthy",
+            Self::FilesystemHealthy => "FilesystemHealthy",
+        }
+    }
+}
+
+/// One observed fact, in Kubernetes' form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Which fact.
+    pub kind: ConditionKind,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// CamelCase, why.
+    pub reason: String,
+    /// For people; may be empty.
+    pub message: String,
+    /// Since when the status is what it is.
+    pub last_transition: Timestamp,
+}
+
+/// Something that happened to the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkEvent {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub what: String,
+}
+
+/// A sandbox at one moment.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// As it is stored.
+    pub record: Arc<SandboxRecord>,
+    /// One word for all of it.
+    pub phase: Phase,
+    /// CamelCase, why the phase is what it is.
+    pub reason: String,
+    /// For people; may be empty.
+    pub message: String,
+    /// In the order of [`ConditionKind::ALL`].
+    pub conditions: [Condition; 4],
+    /// The newest session's epoch, attached or not.
+    pub epoch: Epoch,
+    /// The wanted workload.
+    pub generation: Generation,
+    /// The session, while one is attached. It may have been lost this very moment.
+    pub session: Option<Session>,
+    /// The last events of the link, oldest first.
+    pub link_events: Vec<LinkEvent>,
+    /// What the driver last said of the wanted workload.
+    pub workload: Option<Observed>,
+    /// Nothing of the sandbox is left: the last view of it.
+    pub gone: bool,
+}
+
+impl View {
+    /// Whose.
+    #[must_use]
+    pub fn id(&self) -> SandboxId {
+        self.record.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.record.name
+    }
+
+    /// One of the four.
+    #[must_use]
+    pub fn condition(&self, kind: ConditionKind) -> &Condition {
+        &self.conditions[kind as usize]
+    }
+
+    /// The session, while one is attached and not lost.
+    #[must_use]
+    pub fn live_session(&self) -> Option<&Session> {
+        self.session.as_ref().filter(|session| session.lost().is_none())
+    }
+
+    /// As callers see it.
+    #[must_use]
+    pub fn to_api(&self) -> api::Sandbox {
+        let record = &self.record;
+        api::Sandbox {
+            id: record.id.to_string(),
+            name: record.name.clone(),
+            spec: Some(record.spec.clone()),
+            status: Some(api::SandboxStatus {
+                phase: self.phase.into(),
+                reason: self.reason.clone(),
+                message: self.message.clone(),
+                conditions: self.conditions.iter().map(Condition::to_api).collect(),
+                epoch: self.epoch.0,
+                generation: self.generation.0,
+                last_error: record.last_error.clone(),
+                session: self.live_session().map(Session::to_api),
+            }),
+            created_at: Some(stamp(record.created_at)),
+            driver: record.driver.clone(),
+        }
+    }
+
+    /// What a caller is told for whom this sandbox is not usable: phase, conditions, the link's last events.
+    #[must_use]
+    pub fn refusal(&self, reason: Reason, attempted: &str) -> CallError {
+        CallError::new(reason, format!("{attempted}: sandbox {} is {}", self.name(), self.told()))
+            .with(key::SANDBOX_ID, self.id())
+            .with(key::PHASE, word(self.phase))
+    }
+
+    /// Phase, reason, conditions that do not hold, and what the link did, in one line.
+    fn told(&self) -> String {
+        let mut text = format!("{} ({}", word(self.phase), self.reason);
+        if !self.message.is_empty() {
+            text.push_str(": ");
+            text.push_str(&self.message);
+        }
+        text.push(')');
+        let failing = self.conditions.iter().filter(|condition| condition.status != ConditionStatus::True);
+        for (i, condition) in failing.enumerate() {
+            text.push_str(if i == 0 { "; not met: " } else { ", " });
+            text.push_str(condition.kind.as_str());
+            text.push('=');
+            text.push_str(match condition.status {
+                ConditionStatus::False => "False",
+                _ => "Unknown",
+            });
+            text.push_str(&format!("/{}", condition.reason));
+        }
+        for (i, event) in self.link_events.iter().rev().enumerate() {
+            text.push_str(if i == 0 { "; link, newest first: " } else { ", " });
+            text.push_str(&format!("{} at {:.0}", event.what, event.at));
+        }
+        text
+    }
+}
+
+impl Condition {
+    /// As callers see it.
+    #[must_use]
+    pub fn to_api(&self) -> api::Condition {
+        api::Condition {
+            r#type: self.kind.as_str().to_owned(),
+            status: self.status.into(),
+            reason: self.reason.clone(),
+            message: self.message.clone(),
+            last_transition_time: Some(stamp(self.last_transition)),
+        }
+    }
+}
+
+/// A phase as people write it.
+#[must_use]
+pub fn word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Unspecified => "Unspecified",
+        Phase::Pending => "Pending",
+        Phase::Provisioning => "Provisioning",
+        Phase::Ready => "Ready",
+        Phase::Reconnecting => "Reconnecting",
+        Phase::Pausing => "Pausing",
+        Phase::Paused => "Paused",
+        Phase::Resuming => "Resuming",
+        Phase::Stopping => "Stopping",
+        Phase::Stopped => "Stopped",
+        Phase::Degraded => "Degraded",
+        Phase::Failed => "Failed",
+        Phase::Deleting => "Deleting",
+    }
+}
