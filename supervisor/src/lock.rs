@@ -16,13 +16,13 @@ const FILE: &str = "supervisor.lock";
 
 /// Held for as long as this lives.
 #[derive(Debug)]
-pub struct InstanceLock {
+pub(crate) struct InstanceLock {
     _file: File,
 }
 
 /// The lock was not got.
 #[derive(Debug, thiserror::Error)]
-pub enum LockError {
+pub(crate) enum LockError {
     /// Another supervisor has it.
     #[error(
         "another supervisor ({holder}) already runs with the state directory {}: stop it first, or give this \
@@ -48,7 +48,7 @@ pub enum LockError {
 
 impl InstanceLock {
     /// Takes the lock in `state_dir`, which is made (0700) if it is missing. Does not wait.
-    pub fn acquire(state_dir: &Path) -> Result<Self, LockError> {
+    pub(crate) fn acquire(state_dir: &Path) -> Result<Self, LockError> {
         DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(|source| LockError::Io {
             action: "create the state directory",
             path: state_dir.to_owned(),
@@ -81,7 +81,7 @@ impl InstanceLock {
     }
 
     /// Who holds the lock in `state_dir` now: `None` if nobody does.
-    pub fn holder(state_dir: &Path) -> Result<Option<String>, LockError> {
+    pub(crate) fn holder(state_dir: &Path) -> Result<Option<String>, LockError> {
         let path = state_dir.join(FILE);
         let failed = |action| {
             let path = path.clone();

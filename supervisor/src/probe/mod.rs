@@ -20,19 +20,19 @@ use filesystem::FilesystemProbe;
 
 /// Probes one sandbox.
 #[derive(Debug)]
-pub struct Prober {
+pub(crate) struct Prober {
     filesystem: Arc<FilesystemProbe>,
 }
 
 impl Prober {
     /// Probes files in `workspace`.
     #[must_use]
-    pub fn new(workspace: PathBuf) -> Self {
+    pub(crate) fn new(workspace: PathBuf) -> Self {
         Self { filesystem: Arc::new(FilesystemProbe::new(workspace)) }
     }
 
     /// Both probes and the spool's state. Takes at most [`timing::PROBE_TIMEOUT`] and a little; the nonce is 0.
-    pub async fn probe(&self, execs: &Execs) -> Health {
+    pub(crate) async fn probe(&self, execs: &Execs) -> Health {
         let deadline = Instant::now() + timing::PROBE_TIMEOUT;
         let (exec, filesystem) = tokio::join!(probe_exec(execs, deadline), self.filesystem.probe(deadline));
         let SpoolUsage { bytes, limit, error } = execs.spool_usage();
