@@ -7,7 +7,8 @@
 //!
 //! The supervisor must outlive the gateway: a new session (no hang-up, and no SIGHUP to a stopped orphaned group
 //! when the gateway ends), no parent-death signal, no pipe, `/` as its directory. The standard library opens every
-//! descriptor with CLOEXEC, so that the child has its three and no other.
+//! descriptor with CLOEXEC; those that the gateway itself was started with by a careless parent get it here. So the
+//! child has its three and no other.
 
 use std::{
     ffi::OsString,
@@ -40,6 +41,9 @@ pub(super) struct Launch {
 
 /// Starts a supervisor. For blocking threads.
 pub(super) fn spawn(launch: Launch) -> io::Result<(ProcessId, OwnedFd)> {
+    // Or what the gateway was given by its parent stays open for as long as a supervisor lives: a pipe, whose
+    // reader then waits for ever. Nothing in this process wants to hand a descriptor on by leaving it open.
+    close_fds::set_fds_cloexec_threadsafe(3, &[]);
     on_its_own_thread(move || {
         if launch.namespaces {
             leave_namespaces()?;

@@ -384,12 +384,11 @@ impl Keeper {
     async fn end_now(&mut self, attempted: &str) -> Result<(), DriverError> {
         self.change(|running| running.stop_asked = true);
         self.kill().await;
-        if timeout(KILL_PATIENCE, exited(self.process.as_ref())).await.is_err() && self.process.is_some() {
+        let Some(process) = &self.process else { return Ok(()) };
+        if timeout(KILL_PATIENCE, process.exited()).await.is_err() {
             return Err(self.unkillable(attempted));
         }
-        if self.process.is_some() {
-            self.on_exit().await;
-        }
+        self.on_exit().await;
         Ok(())
     }
 
