@@ -9,9 +9,20 @@
 
 pub mod api;
 pub mod config;
+pub mod core;
 pub mod error;
+pub mod events;
+pub mod execs;
+mod gateway;
 pub mod identity;
+pub mod listener;
 pub mod observability;
 pub mod relays;
+mod run;
+pub mod sandboxes;
 pub mod sessions;
 pub mod store;
+
+pub use config::{Config, GatewayArgs};
+pub use gateway::{Gateway, StartError};
+pub use run::run;

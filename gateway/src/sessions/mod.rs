@@ -19,9 +19,15 @@
 //! calls wait for the next session. Should the close not get through, the supervisor's next packet is answered
 //! with a stateless reset.
 
+#[cfg(test)]
+pub(crate) mod fake;
+mod greeting;
 mod lost;
 mod registry;
 mod state;
+mod task;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,
@@ -47,6 +53,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::{lost::Lost, registry::Registry};
+use crate::{execs::Execs, sandboxes::Sandboxes};
 
 /// Signs the public keys of supervisors whose certificates run out. Asked on the session's task: it must answer
 /// from memory, in about the time of one signature.
@@ -59,6 +66,21 @@ pub trait CertificateSigner: Send + Sync + fmt::Debug {
 /// Messages to the supervisor that wait to be written. Heartbeats, probes and settings are few and small; a
 /// queue that is full means that the control stream stands still.
 const DOWN_QUEUE: usize = 32;
+
+/// What serving a connection takes. [`Sessions::serve`] is the task of one.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    /// Who may have a session.
+    pub sandboxes: Sandboxes,
+    /// Where reports of execs go.
+    pub execs: Execs,
+    /// Renews certificates.
+    pub signer: Arc<dyn CertificateSigner>,
+    /// Where attached sessions are found.
+    pub registry: Registry,
+    /// The gateway's name, for the supervisors' logs.
+    pub name: String,
+}
 
 /// What a supervisor said of itself in its `Hello`, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,10 +117,13 @@ struct Inner {
     epoch: Epoch,
     hello: Hello,
     attached_at: jiff::Timestamp,
+    since: Instant,
     link: Link,
     down: mpsc::Sender<Down>,
     /// Open relays; the session's task beats while there are any.
     relays: watch::Sender<u32>,
+    /// Whether the supervisor's complete list of execs has been taken.
+    reported: watch::Sender<bool>,
     /// Set once, before `token` is cancelled.
     lost: OnceLock<Lost>,
     token: CancellationToken,
@@ -140,9 +165,11 @@ impl Session {
                 epoch,
                 hello,
                 attached_at: jiff::Timestamp::now(),
+                since: Instant::now(),
                 link,
                 down,
                 relays: watch::channel(0).0,
+                reported: watch::channel(false).0,
                 lost: OnceLock::new(),
                 token,
                 heard: Mutex::new(Heard { datagrams, at: Instant::now(), remote, migrations: 0 }),
@@ -275,6 +302,27 @@ impl Session {
         }
     }
 
+    /// Its supervisor's complete list of execs has been taken.
+    pub(crate) fn note_reported(&self) {
+        self.inner.reported.send_replace(true);
+    }
+
+    /// Waits until the supervisor's complete list of execs has been taken, or the session is lost. Nothing is
+    /// started before: a list must not be older than a start that it lacks.
+    pub(crate) async fn reported(&self) -> Result<(), Lost> {
+        let mut reported = self.inner.reported.subscribe();
+        tokio::select! {
+            biased;
+            lost = self.closed() => Err(lost),
+            _ = reported.wait_for(|reported| *reported) => Ok(()),
+        }
+    }
+
+    /// How long it has been attached.
+    pub(crate) fn lived(&self) -> Duration {
+        self.inner.since.elapsed()
+    }
+
     /// Relays that are open now.
     #[must_use]
     pub fn open_relays(&self) -> u32 {
@@ -292,6 +340,10 @@ impl Session {
     #[must_use]
     pub fn spool(&self) -> (u64, u64) {
         *self.inner.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_spool(&self, bytes: u64, limit: u64) {
+        *self.inner.spool.lock().unwrap_or_else(PoisonError::into_inner) = (bytes, limit);
     }
 
     /// As callers see it.

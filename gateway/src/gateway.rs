@@ -1,0 +1,400 @@
+//! A whole gateway: a data directory, a driver, the core, the API and the HTTP port.
+//!
+//! ```text
+//! start: lock the directory ─▶ identities ─▶ ports ─▶ store ─▶ driver (adopts what runs) ─▶ core ─▶ API, HTTP
+//! stop:  not ready ─▶ supervisors sent away (they come back to the next one) ─▶ API ends ─▶ store closed
+//! ```
+
+use std::{
+    fs,
+    io::{self, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use holdfast_drivers::{
+    Bootstrap, ComputeDriver, Secret,
+    local::{LocalConfig, LocalDriver},
+};
+use holdfast_wire::{
+    ids::{Generation, SandboxId},
+    transport::{Profile, Role, Socket},
+};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    api::{self, Api, Facts, Tokens, TokensError},
+    config::Config,
+    core::{Core, CoreError, Parts},
+    error::CallError,
+    identity::{Identities, IdentityError, IdentitySettings, private_dir},
+    observability::{self, Readiness},
+    sandboxes::{self, Bootstrapper},
+    sessions::CertificateSigner,
+    store::{SqliteStore, Store, StoreError},
+};
+
+/// How long open calls may take to end when the gateway stops: they were told already, by their sessions' end.
+const API_STOP: Duration = Duration::from_secs(2);
+
+/// Tries at a port that is free on TCP and on UDP, where the port was left to the system.
+const PORT_TRIES: usize = 16;
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    core: Arc<Core>,
+    facts: Arc<Facts>,
+    profile: PathBuf,
+    api_token: CancellationToken,
+    token: CancellationToken,
+    tasks: TaskTracker,
+    driver: Arc<dyn ComputeDriver>,
+    // Held for as long as the gateway runs.
+    _lock: fs::File,
+}
+
+/// A gateway that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another gateway runs on this data directory.
+    #[error("another gateway runs on {}{}: stop it, or choose another --data-dir", dir.display(), holder)]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// Its process, where that is known.
+        holder: String,
+    },
+    /// A file of the data directory.
+    #[error("{attempted} {}: {source}", path.display())]
+    File {
+        /// What was attempted.
+        attempted: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A port could not be had.
+    #[error("listening on {address} ({what}): {source}")]
+    Listen {
+        /// Which.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Identities.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Tokens.
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    /// The store.
+    #[error("opening the store: {0}")]
+    Store(#[from] StoreError),
+    /// The driver.
+    #[error("opening the driver: {0}")]
+    Driver(#[from] holdfast_drivers::DriverError),
+    /// No such driver.
+    #[error("no driver {0:?}: this build has local")]
+    UnknownDriver(String),
+    /// The core.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+}
+
+impl Gateway {
+    /// Starts a gateway; when this returns, it listens.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        private_dir(&config.data_dir)?;
+        let lock = lock(&config.data_dir)?;
+        let names: Vec<String> = config
+            .advertise
+            .iter()
+            .filter_map(|address| address.rsplit_once(':'))
+            .map(|(host, _)| host.trim_matches(['[', ']']).to_owned())
+            .collect();
+        let identities = Arc::new(Identities::open(&IdentitySettings {
+            data_dir: &config.data_dir,
+            trust_domain: &config.trust_domain,
+            name: &config.name,
+            names: &names,
+            sandbox_validity: config.sandbox_certificate,
+        })?);
+        let tokens = match &config.tokens_file {
+            Some(path) => Tokens::load(path)?,
+            None => Tokens::default(),
+        };
+        let (api_listener, socket, listen) = bind_both(config.listen).await?;
+        let http_listener = listen_tcp("HTTP", config.http_listen).await?;
+        let http_listen = http_listener.local_addr().unwrap_or(config.http_listen);
+
+        let store: Arc<dyn Store> =
+            Arc::new(SqliteStore::open_file(&config.data_dir.join("store.sqlite")).await?);
+        let driver = open_driver(&config).await?;
+        let capabilities = driver.capabilities();
+        let addresses =
+            if config.advertise.is_empty() { vec![reachable(listen).to_string()] } else { config.advertise };
+        let issuer = Arc::new(Issuer { identities: Arc::clone(&identities), addresses });
+        let quic = Arc::clone(&identities);
+        let core = Core::start(Parts {
+            name: config.name.clone(),
+            store: Arc::clone(&store),
+            driver: Arc::clone(&driver),
+            bootstrapper: Arc::clone(&issuer) as _,
+            signer: issuer,
+            sockets: vec![socket],
+            keys: identities.server_keys().clone(),
+            tls: Box::new(move |policy| quic.quic_config(policy).map_err(|error| error.to_string())),
+            profile: Profile { congestion: config.congestion, ..Profile::new(Role::Gateway) },
+            tuning: config.tuning,
+            settings: sandboxes::Settings {
+                boot_deadline: config.boot_deadline,
+                orphan_grace: config.orphan_grace,
+                ..sandboxes::Settings::default()
+            },
+        })
+        .await?;
+        let core = Arc::new(core);
+
+        let facts = Arc::new(Facts {
+            name: config.name,
+            started_at: jiff::Timestamp::now(),
+            driver: config.driver,
+            driver_notes: capabilities.isolation_note,
+            listen,
+            http_listen,
+            data_dir: config.data_dir.clone(),
+            draining: AtomicBool::new(false),
+        });
+        let (token, api_token, tasks) =
+            (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let api = Api {
+            sandboxes: core.sandboxes.clone(),
+            execs: core.execs.clone(),
+            events: core.events.clone(),
+            facts: Arc::clone(&facts),
+            tokens: tokens.clone(),
+        };
+        let api_tls = identities.api_config(!tokens.is_empty())?;
+        let serving = api::serve(api, api_listener, api_tls, api_token.clone(), tasks.clone());
+        tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the API has ended");
+            }
+        });
+        observability::metrics::install();
+        let readiness = Arc::new(Ready { store, facts: Arc::clone(&facts) });
+        let http = observability::serve(http_listener, readiness, token.clone());
+        tasks.spawn(async move {
+            if let Err(error) = http.await {
+                tracing::error!(%error, "the HTTP port has ended");
+            }
+        });
+        tasks.spawn(Arc::clone(&identities).keep_fresh(token.clone()));
+        // Last, so that whoever waits for the file finds a gateway that answers.
+        let profile = identities.write_client_profile(&config.data_dir, &reachable(listen).to_string())?;
+        tracing::info!(%listen, http = %http_listen, data_dir = %facts.data_dir.display(), driver = %facts.driver, "the gateway listens");
+        Ok(Self { core, facts, profile, api_token, token, tasks, driver, _lock: lock })
+    }
+
+    /// The client profile for this gateway.
+    #[must_use]
+    pub fn profile_path(&self) -> &Path {
+        &self.profile
+    }
+
+    /// QUIC and the API.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.facts.listen
+    }
+
+    /// Plain HTTP.
+    #[must_use]
+    pub fn http_address(&self) -> SocketAddr {
+        self.facts.http_listen
+    }
+
+    /// The rooms.
+    #[must_use]
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// The orderly stop. Workloads live on; the next gateway on this directory adopts them.
+    pub async fn shutdown(self) {
+        self.facts.draining.store(true, Ordering::Relaxed);
+        self.core.stop("the gateway stops").await;
+        self.api_token.cancel();
+        self.token.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(API_STOP, self.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.tasks.len(), "calls were still open");
+        }
+        self.driver.close().await;
+        tracing::info!("the gateway has stopped");
+    }
+}
+
+/// Issues and renews sandboxes' identities.
+#[derive(Debug)]
+struct Issuer {
+    identities: Arc<Identities>,
+    addresses: Vec<String>,
+}
+
+impl Bootstrapper for Issuer {
+    fn bootstrap(&self, sandbox: SandboxId, _generation: Generation) -> Result<Bootstrap, CallError> {
+        let bundle = self
+            .identities
+            .issue_sandbox(sandbox)
+            .map_err(|error| CallError::internal("issuing the sandbox's certificate", &error))?;
+        Ok(Bootstrap {
+            addresses: self.addresses.clone(),
+            server_name: self.identities.server_name(),
+            cert_chain_pem: bundle.chain_pem().to_owned(),
+            key_pem: Secret::new(bundle.key().expose()),
+            ca_pem: bundle.anchors().pem().to_owned(),
+        })
+    }
+}
+
+impl CertificateSigner for Issuer {
+    fn sign(&self, sandbox: SandboxId, csr_der: &[u8]) -> Result<String, String> {
+        self.identities.sign_sandbox(sandbox, csr_der).map_err(|error| error.to_string())
+    }
+}
+
+/// Ready: the store answers, and the gateway is not on its way out.
+#[derive(Debug)]
+struct Ready {
+    store: Arc<dyn Store>,
+    facts: Arc<Facts>,
+}
+
+#[async_trait::async_trait]
+impl Readiness for Ready {
+    async fn ready(&self) -> Result<(), String> {
+        if self.facts.draining.load(Ordering::Relaxed) {
+            return Err("the gateway is stopping".to_owned());
+        }
+        match tokio::time::timeout(Duration::from_secs(2), self.store.list(None, 1)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("the store: {error}")),
+            Err(_) => Err("the store does not answer".to_owned()),
+        }
+    }
+}
+
+async fn open_driver(config: &Config) -> Result<Arc<dyn ComputeDriver>, StartError> {
+    match config.driver.as_str() {
+        "local" => {
+            let root = config.data_dir.join("sandboxes");
+            let local = LocalConfig::new(root, config.supervisor_command.clone());
+            Ok(Arc::new(LocalDriver::open(local).await?))
+        }
+        other => Err(StartError::UnknownDriver(other.to_owned())),
+    }
+}
+
+/// One gateway a data directory: two would fight over its sandboxes.
+fn lock(dir: &Path) -> Result<fs::File, StartError> {
+    let path = dir.join("gateway.lock");
+    let failed = |attempted| {
+        let path = path.clone();
+        move |source| StartError::File { attempted, path, source }
+    };
+    let mut file = fs::File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(failed("opening"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(&path).unwrap_or_default();
+            let holder = match holder.trim() {
+                "" => String::new(),
+                pid => format!(" (process {})", pid.chars().take(20).collect::<String>()),
+            };
+            return Err(StartError::InUse { dir: dir.to_owned(), holder });
+        }
+        Err(fs::TryLockError::Error(source)) => return Err(failed("locking")(source)),
+    }
+    file.set_len(0).map_err(failed("writing"))?;
+    writeln!(file, "{}", std::process::id()).map_err(failed("writing"))?;
+    Ok(file)
+}
+
+/// TCP and UDP on one address. A port of 0 is drawn by the system for TCP, and may be taken on UDP: then again.
+async fn bind_both(address: SocketAddr) -> Result<(TcpListener, Socket, SocketAddr), StartError> {
+    let mut last = None;
+    for _ in 0..PORT_TRIES {
+        let tcp = listen_tcp("the API", address).await?;
+        let bound = tcp.local_addr().unwrap_or(address);
+        match std::net::UdpSocket::bind(bound) {
+            // Closed again, for the transport room to open it its own way: nobody else is after this port, as
+            // TCP has it.
+            Ok(probe) => {
+                drop(probe);
+                return Ok((tcp, Socket::Bind(bound), bound));
+            }
+            Err(source) => last = Some(StartError::Listen { what: "QUIC", address: bound, source }),
+        }
+        if address.port() != 0 {
+            break;
+        }
+    }
+    Err(last.unwrap_or_else(|| StartError::Listen {
+        what: "QUIC",
+        address,
+        source: io::Error::from(io::ErrorKind::AddrInUse),
+    }))
+}
+
+async fn listen_tcp(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { what, address, source })
+}
+
+/// What to dial where a wildcard is listened on: this machine.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_has_one_gateway() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        let error = lock(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(held);
+        lock(dir.path()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named() {
+        let (_tcp, _, address) = bind_both("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let error = bind_both(address).await.unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()), "{error}");
+    }
+}
