@@ -1,4 +1,4 @@
-//! Where a workload's files are, and what is in them.
+//! Where a workload's files are, what is in them, and how they come and go.
 //!
 //! ```text
 //!   <root>/                       0700, one gateway's alone (.lock)
@@ -14,19 +14,22 @@
 //!
 //! There are no sockets in here, so that a long path is no trouble.
 
-use std::{ffi::OsString, io};
+use std::{ffi::OsString, io, os::fd::OwnedFd};
 
 use holdfast_wire::{
     bootstrap::{GatewayAddress, IdentityFiles, SupervisorConfig},
     ids::SandboxId,
 };
+use jiff::Timestamp;
 use rustix::fs::FileType;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared, console,
     files::{self, Dir},
-    spawn::Launch,
+    process::ProcessId,
+    record::{Record, Running, Stage},
+    spawn::{self, Launch},
     tree::{DIR_MARK, SANDBOX_MARK},
 };
 use crate::WorkloadSpec;
@@ -42,8 +45,35 @@ const INHERITED: [&str; 7] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "R
 /// Where programs are when the gateway itself was not told.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The record, if one could be written, and the supervisor's process.
+type Made = (Option<Record>, io::Result<(ProcessId, OwnedFd)>);
+
+/// Lays out the files and starts the supervisor; the record says how far it came. For blocking threads.
+pub(super) fn make(shared: &Shared, spec: &WorkloadSpec, mut record: Record) -> Made {
+    let dir = match prepare(&shared.root, spec.sandbox).and_then(|dir| record.write(&dir).map(|()| dir)) {
+        Ok(dir) => dir,
+        Err(error) => return (None, Err(error)),
+    };
+    let started = launch(shared, spec, &dir).and_then(spawn::spawn);
+    record.stage = match &started {
+        Ok((process, _)) => Stage::Running(Running {
+            process: process.clone(),
+            namespaces: shared.namespaces,
+            since: Timestamp::now(),
+            stop_asked: false,
+            paused: None,
+        }),
+        Err(error) => Stage::Failed { message: error.to_string(), at: Timestamp::now() },
+    };
+    if let Err(error) = record.write(&dir) {
+        // The next gateway finds it as `Starting`, and the process by its mark.
+        tracing::warn!(sandbox = %spec.sandbox, %error, "the workload's record cannot be written");
+    }
+    (Some(record), started)
+}
+
 /// Makes the directories that are not there yet.
-pub(super) fn prepare(root: &Dir, sandbox: SandboxId) -> io::Result<Dir> {
+fn prepare(root: &Dir, sandbox: SandboxId) -> io::Result<Dir> {
     let dir = root.make_dir(&sandbox.to_string())?;
     for name in [WORKSPACE, STATE, IDENTITY] {
         dir.make_dir(name)?;
@@ -52,7 +82,7 @@ pub(super) fn prepare(root: &Dir, sandbox: SandboxId) -> io::Result<Dir> {
 }
 
 /// Writes the supervisor's files, and says how it is started.
-pub(super) fn launch(shared: &Shared, spec: &WorkloadSpec, dir: &Dir) -> io::Result<Launch> {
+fn launch(shared: &Shared, spec: &WorkloadSpec, dir: &Dir) -> io::Result<Launch> {
     let identity = dir.dir(IDENTITY)?;
     let bootstrap = &spec.bootstrap;
     identity.write("cert.pem", 0o400, bootstrap.cert_chain_pem.as_bytes())?;

@@ -18,6 +18,7 @@
 mod console;
 mod files;
 mod layout;
+mod load;
 mod process;
 mod record;
 mod spawn;

@@ -114,7 +114,10 @@ pub(super) fn open(id: &ProcessId, boot: &str) -> io::Result<Option<OwnedFd>> {
 pub(super) fn signal_seen(stat: &Stat, signal: Signal) -> io::Result<Option<OwnedFd>> {
     let Some(fd) = open_pid(stat.pid)? else { return Ok(None) };
     if self::stat(stat.pid).is_ok_and(|now| now.started == stat.started) {
-        send(&fd, signal)?;
+        let named = |error: io::Error| {
+            io::Error::new(error.kind(), format!("signalling process {}: {error}", stat.pid))
+        };
+        send(&fd, signal).map_err(named)?;
         return Ok(Some(fd));
     }
     Ok(None)

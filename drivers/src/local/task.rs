@@ -19,13 +19,13 @@ use super::{
     Shared, console,
     files::Dir,
     layout,
-    process::{self, Process, Seen},
+    load::{Loaded, load},
+    process::{Process, Seen},
     record::{Ended, Record, Running, Spared, Stage},
-    spawn,
     state::{self, Plan},
     tree::Tree,
 };
-use crate::{DriverError, Exit, Observed, Origin, Verb, Workload, WorkloadSpec, WorkloadState};
+use crate::{DriverError, Observed, Origin, Verb, Workload, WorkloadSpec, WorkloadState};
 
 /// Where the answer goes. A caller that is gone does not want it any more.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
@@ -217,7 +217,7 @@ impl Keeper {
             self.kill_the_rest().await;
         }
         let (shared, wanted) = (self.shared.clone(), spec.clone());
-        let made = spawn_blocking(move || make(&shared, &wanted, starting)).await;
+        let made = spawn_blocking(move || layout::make(&shared, &wanted, starting)).await;
         let (record, started) = match made {
             Ok(made) => made,
             Err(panic) => return Err(self.not_made(DriverError::internal(attempted(), panic))),
@@ -558,99 +558,4 @@ async fn due_console(interval: &mut Interval, runs: bool) {
     } else {
         std::future::pending().await
     }
-}
-
-enum Loaded {
-    Nothing,
-    Bare,
-    Strange(String),
-    Workload(Record, Option<(process::ProcessId, std::os::fd::OwnedFd)>),
-}
-
-/// Reads what there is of a sandbox, and looks for its process.
-fn load(shared: &Shared, sandbox: SandboxId) -> Loaded {
-    if let Err(error) = layout::remove_the_rest(&shared.root, sandbox, &shared.cancel) {
-        tracing::warn!(%sandbox, %error, "files of a removed workload cannot be removed; deleting it again carries on");
-    }
-    let path = shared.dir_of(sandbox);
-    let dir = match shared.root.dir(&sandbox.to_string()) {
-        Ok(dir) => dir,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Loaded::Nothing,
-        Err(error) => return Loaded::Strange(format!("{}: {error}", path.display())),
-    };
-    let mut record = match Record::read(&dir, sandbox) {
-        Ok(Some(record)) => record,
-        Ok(None) => return Loaded::Bare,
-        Err(message) => return Loaded::Strange(message),
-    };
-    let tree = |leader, namespaces| Tree { leader, sandbox, dir: path.clone(), namespaces };
-    let running = match record.stage.clone() {
-        Stage::Ended(_) | Stage::Failed { .. } => return Loaded::Workload(record, None),
-        Stage::Running(running) => running,
-        Stage::Starting { since } => match tree(None, false).find_leader(&shared.boot) {
-            // It was started, and the gateway died before it could write that down.
-            Ok(Some(process)) => {
-                let namespaces = process::in_another_pid_namespace(process.pid);
-                Running { process, namespaces, since, stop_asked: false, paused: None }
-            }
-            Ok(None) | Err(_) => {
-                let message = "the gateway ended before the supervisor was started".to_owned();
-                record.stage = Stage::Failed { message, at: Timestamp::now() };
-                let _ = record.write(&dir);
-                return Loaded::Workload(record, None);
-            }
-        },
-    };
-    let ours = record.dir == path;
-    let opened = if ours { process::open(&running.process, &shared.boot) } else { Ok(None) };
-    match opened {
-        Ok(Some(fd)) => {
-            let id = running.process.clone();
-            record.stage = Stage::Running(running);
-            let _ = record.write(&dir);
-            Loaded::Workload(record, Some((id, fd)))
-        }
-        Ok(None) => {
-            if ours && !running.namespaces {
-                // The supervisor ended while no gateway was there; what it left behind ends now.
-                if let Err(error) = tree(None, false).kill() {
-                    tracing::warn!(%sandbox, %error, "looking for the workload's processes");
-                }
-            }
-            let rebooted = running.process.boot != shared.boot;
-            let ended =
-                Ended { exit: Exit::Unknown, asked: running.stop_asked, rebooted, at: Timestamp::now() };
-            record.stage = Stage::Ended(ended);
-            let _ = record.write(&dir);
-            Loaded::Workload(record, None)
-        }
-        Err(error) => Loaded::Strange(format!("looking for process {}: {error}", running.process.pid)),
-    }
-}
-
-type Made = (Option<Record>, io::Result<(process::ProcessId, std::os::fd::OwnedFd)>);
-
-/// Lays out the files and starts the supervisor. The record, if one could be written, says how far it came.
-fn make(shared: &Shared, spec: &WorkloadSpec, mut record: Record) -> Made {
-    let dir =
-        match layout::prepare(&shared.root, spec.sandbox).and_then(|dir| record.write(&dir).map(|()| dir)) {
-            Ok(dir) => dir,
-            Err(error) => return (None, Err(error)),
-        };
-    let started = layout::launch(shared, spec, &dir).and_then(spawn::spawn);
-    record.stage = match &started {
-        Ok((process, _)) => Stage::Running(Running {
-            process: process.clone(),
-            namespaces: shared.namespaces,
-            since: Timestamp::now(),
-            stop_asked: false,
-            paused: None,
-        }),
-        Err(error) => Stage::Failed { message: error.to_string(), at: Timestamp::now() },
-    };
-    if let Err(error) = record.write(&dir) {
-        // The next gateway finds it as `Starting`, and the process by its mark.
-        tracing::warn!(sandbox = %spec.sandbox, %error, "the workload's record cannot be written");
-    }
-    (Some(record), started)
 }

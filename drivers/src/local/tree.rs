@@ -88,15 +88,16 @@ impl Tree {
         }
     }
 
-    /// Lets every process run on, but for the spared ones.
+    /// Lets every process run on, but for the spared ones. One that cannot be reached does not keep the others.
     pub(super) fn thaw(&self, spared: &Spared) -> io::Result<()> {
         let spared: HashSet<_> = spared.processes.iter().map(|id| (id.pid, id.started)).collect();
+        let mut failed = Ok(());
         for stat in self.members()?.iter().rev() {
             if !spared.contains(&(stat.pid, stat.started)) {
-                process::signal_seen(stat, Signal::CONT)?;
+                failed = failed.and(process::signal_seen(stat, Signal::CONT).map(drop));
             }
         }
-        Ok(())
+        failed
     }
 
     /// Ends every process at once; true when all are over. In a namespace the kernel ends the rest with the first.
@@ -104,11 +105,16 @@ impl Tree {
         let deadline = Instant::now() + KILL_PATIENCE;
         loop {
             let mut killed: Vec<OwnedFd> = Vec::new();
+            let mut failed = Ok(());
             for stat in self.members()?.iter().filter(|stat| !stat.is_over()) {
-                killed.extend(process::signal_seen(stat, Signal::KILL)?);
+                match process::signal_seen(stat, Signal::KILL) {
+                    Ok(fd) => killed.extend(fd),
+                    // Such as one that became another user's by sudo. The others end all the same.
+                    Err(error) => failed = Err(error),
+                }
             }
             if killed.is_empty() {
-                return Ok(true);
+                return failed.map(|()| true);
             }
             // Again after that: one of them may have had a child while it was being killed.
             if !process::wait_all(&killed, deadline.saturating_duration_since(Instant::now())) {
