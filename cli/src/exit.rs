@@ -39,7 +39,9 @@ pub fn code(outcome: &Outcome) -> u8 {
     match &outcome.kind {
         // Linux keeps the low eight bits of an exit code; so does this.
         Some(Kind::Exited(exited)) => (exited.code & 0xff) as u8,
-        Some(Kind::Signaled(signaled)) => u8::try_from(signaled.signal).map_or(OURS, |n| n.saturating_add(128)),
+        Some(Kind::Signaled(signaled)) => {
+            u8::try_from(signaled.signal).map_or(OURS, |n| n.saturating_add(128))
+        }
         Some(Kind::TimedOut(_)) => TIMED_OUT,
         Some(Kind::Cancelled(_)) => TERMINATED,
         Some(Kind::StartFailed(failed)) => match failed.kind() {

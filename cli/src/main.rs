@@ -1,1 +1,5 @@
-fn main() {}
+//! The `holdfast` command: see the library.
+
+fn main() -> std::process::ExitCode {
+    holdfast_cli::main()
+}

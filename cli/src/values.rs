@@ -175,7 +175,8 @@ fn one(text: &[u8], put: &mut impl FnMut(&[u8], &[u8])) -> Result<(), String> {
 
 fn env_file(path: &Path) -> Result<Vec<u8>, String> {
     use std::io::Read as _;
-    let failed = |error: std::io::Error| format!("cannot read the environment file {}: {error}", path.display());
+    let failed =
+        |error: std::io::Error| format!("cannot read the environment file {}: {error}", path.display());
     let mut bytes = Vec::new();
     std::fs::File::open(path)
         .map_err(failed)?

@@ -58,9 +58,9 @@ const ANSWER_SLACK: Duration = Duration::from_secs(15);
 /// Leaving politely: for the gateway to take `detach`.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// Between tries: 0.2 s doubled up to 5 s, each with as much again at random, so that the callers of a restarted
+/// Between tries: 0.1 s doubled up to 5 s, each with as much again at random, so that the callers of a restarted
 /// gateway do not come back together.
-const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(5);
 
 /// What happens to an attached exec.
@@ -213,6 +213,26 @@ impl ExecSession {
                 Some(Err(Error::Internal(self.exec_id)))
             }
         }
+    }
+}
+
+impl ExecSession {
+    /// Leaves the exec running, politely and within a bounded time. Output that was not read yet is not confirmed:
+    /// the next reader gets it.
+    pub async fn leave(mut self) {
+        if self.over {
+            return;
+        }
+        let last_word = async {
+            self.input.detach().await;
+            while let Some(Ok(Tagged { event, .. })) = self.events.recv().await {
+                if matches!(event, Event::Detached | Event::Ended { .. }) {
+                    return;
+                }
+            }
+        };
+        // The task waits for the gateway at most LEAVE; twice that is a task that hangs, and dropping ends it.
+        let _ = timeout(2 * LEAVE, last_word).await;
     }
 }
 

@@ -36,7 +36,9 @@ impl DetachKeys {
                 (Some(letter), None) if letter.is_ascii_graphic() => {
                     let code = u32::from(letter.to_ascii_lowercase());
                     if ctrl && !(letter.is_ascii_alphabetic() || "@[\\]^_".contains(letter)) {
-                        Err(format!("ctrl-{letter} is not a key; ctrl- goes with a letter or one of @ [ \\ ] ^ _"))
+                        Err(format!(
+                            "ctrl-{letter} is not a key; ctrl- goes with a letter or one of @ [ \\ ] ^ _"
+                        ))
                     } else {
                         Ok(Key { code: if ctrl { code } else { u32::from(letter) }, ctrl })
                     }
@@ -149,7 +151,13 @@ fn csi_u(parameters: &[u8]) -> Option<(Key, bool)> {
     let mut fields = text.split(';');
     let code: u32 = fields.next()?.split(':').next()?.parse().ok()?;
     let mut modifiers = fields.next().unwrap_or("1").split(':');
-    let bits = modifiers.next().filter(|text| !text.is_empty()).unwrap_or("1").parse::<u32>().ok()?.checked_sub(1)?;
+    let bits = modifiers
+        .next()
+        .filter(|text| !text.is_empty())
+        .unwrap_or("1")
+        .parse::<u32>()
+        .ok()?
+        .checked_sub(1)?;
     let released = modifiers.next() == Some("3");
     // 1 shift, 2 alt, 4 ctrl, 8 super, 16 hyper, 32 meta; 64 and 128 are the locks, which say nothing.
     let held = bits & 0x3f;
