@@ -141,8 +141,7 @@ impl AttachInput {
     pub async fn resize(&self, size: TerminalSize) -> Result<(), CallError> {
         let side = |n: u32| u16::try_from(n).ok().filter(|n| *n > 0);
         let (Some(cols), Some(rows)) = (side(size.cols), side(size.rows)) else {
-            let message =
-                format!("{} x {} is no terminal's size: 1 to 65535 each", size.cols, size.rows);
+            let message = format!("{} x {} is no terminal's size: 1 to 65535 each", size.cols, size.rows);
             return Err(CallError::invalid("resize", message));
         };
         self.control(Control::Frame(Frame::Resize { cols, rows })).await;
@@ -182,7 +181,11 @@ impl AttachInput {
     }
 
     fn must_write_stdin(&self) -> Result<(), CallError> {
-        if self.writer { Ok(()) } else { Err(broken("stdin from a caller that did not open as stdin_writer")) }
+        if self.writer {
+            Ok(())
+        } else {
+            Err(broken("stdin from a caller that did not open as stdin_writer"))
+        }
     }
 }
 
@@ -258,7 +261,10 @@ impl Execs {
         let exec: ExecId = open.exec_id.parse().map_err(|error| CallError::invalid("exec_id", error))?;
         let deadline = open
             .start_deadline
-            .map(|deadline| Duration::try_from(deadline).map_err(|_| CallError::invalid("start_deadline", "negative or out of range")))
+            .map(|deadline| {
+                Duration::try_from(deadline)
+                    .map_err(|_| CallError::invalid("start_deadline", "negative or out of range"))
+            })
             .transpose()?;
         let until = start_until(deadline);
         let core = &self.core;

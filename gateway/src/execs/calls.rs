@@ -6,8 +6,7 @@ use holdfast_wire::{
     api::{Cancelled, ExecInfo, ExecState, OutputStream, ReadExecResponse, TerminalSize, outcome::Kind},
     close::CloseCode,
     control::{
-        CancelCall, ExecAnswer, ExecCall, ListCall, ReadCall, ResizeCall, SignalCall, exec_call,
-        relay_header,
+        CancelCall, ExecAnswer, ExecCall, ListCall, ReadCall, ResizeCall, SignalCall, exec_call, relay_header,
     },
     ids::ExecId,
     limits, timing,
@@ -98,7 +97,9 @@ impl Execs {
             max_bytes,
         });
         match self.core.ask(&handle, exec, question).await {
-            Ok(answer) => answer.read.ok_or_else(|| CallError::internal("reading output", &"an empty answer")),
+            Ok(answer) => {
+                answer.read.ok_or_else(|| CallError::internal("reading output", &"an empty answer"))
+            }
             Err(error) if ended && matches!(error.reason, Reason::ExecNotFound | Reason::WrongPhase) => {
                 Err(gone())
             }
@@ -130,7 +131,12 @@ impl Execs {
 
     /// Ends the exec: SIGTERM to its group, then SIGKILL after its kill_grace. One that was never sent ends at
     /// once; one that has ended stays as it is.
-    pub async fn cancel(&self, sandbox: &str, exec: ExecId, caller: &CallerInfo) -> Result<ExecInfo, CallError> {
+    pub async fn cancel(
+        &self,
+        sandbox: &str,
+        exec: ExecId,
+        caller: &CallerInfo,
+    ) -> Result<ExecInfo, CallError> {
         let by = if caller.name.is_empty() { "a caller" } else { &caller.name };
         let (handle, record) = self.core.find(sandbox, exec).await?;
         if record.finished.is_some() {
@@ -181,7 +187,11 @@ impl Core {
     }
 
     /// Asks only a supervisor that is there and answers soon.
-    async fn ask_fresh(&self, handle: Option<&SandboxHandle>, question: exec_call::Kind) -> Option<ExecAnswer> {
+    async fn ask_fresh(
+        &self,
+        handle: Option<&SandboxHandle>,
+        question: exec_call::Kind,
+    ) -> Option<ExecAnswer> {
         let session = handle?.view().borrow().session.clone()?;
         self.call(&session, question, Instant::now() + FRESH_WITHIN).await.ok()
     }

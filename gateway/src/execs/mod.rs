@@ -24,6 +24,8 @@ mod report;
 mod starting;
 mod state;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,

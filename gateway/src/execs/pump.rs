@@ -70,18 +70,18 @@ impl End {
         let again = "the command may run on: attach again with the same exec_id";
         Some(match self {
             Self::Outcome | Self::Detached | Self::CallerGone => return None,
-            Self::Lost(lost) => {
-                CallError::new(Reason::SessionLost, format!("the session with the sandbox was lost: {lost}; {again}"))
-                    .with(key::CAUSE, lost.label())
-            }
+            Self::Lost(lost) => CallError::new(
+                Reason::SessionLost,
+                format!("the session with the sandbox was lost: {lost}; {again}"),
+            )
+            .with(key::CAUSE, lost.label()),
             Self::Broken(code) => {
                 let message = format!("the supervisor ended the relay: {code} ({}); {again}", code.text());
                 CallError::new(Reason::SessionLost, message).with(key::CAUSE, code)
             }
-            Self::Protocol(why) => CallError::new(
-                Reason::Internal,
-                format!("the supervisor broke the protocol: {why}; {again}"),
-            ),
+            Self::Protocol(why) => {
+                CallError::new(Reason::Internal, format!("the supervisor broke the protocol: {why}; {again}"))
+            }
         })
     }
 

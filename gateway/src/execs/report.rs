@@ -53,7 +53,9 @@ impl Execs {
                     core.apply(session, &record, Some(&info), instance).await?;
                 }
                 Some(_) => tracing::warn!(%sandbox, %exec, "a report names another sandbox's exec"),
-                None => tracing::debug!(%sandbox, %exec, "a report names an exec that the store has forgotten"),
+                None => {
+                    tracing::debug!(%sandbox, %exec, "a report names an exec that the store has forgotten")
+                }
             }
         }
         if report.complete {
@@ -168,6 +170,8 @@ impl Core {
             let end = state::ended(Kind::Cancelled(by), Timestamp::now());
             return self.finish(exec, &end).await.map(drop).map_err(|error| error.to_string());
         }
-        self.apply(session, &record, said.as_ref(), session.instance()).await.map_err(|error| error.to_string())
+        self.apply(session, &record, said.as_ref(), session.instance())
+            .await
+            .map_err(|error| error.to_string())
     }
 }

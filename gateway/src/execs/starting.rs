@@ -215,7 +215,10 @@ impl Core {
             if session.lost().is_some() || same || wrong || waits {
                 if wrong && starts && !self.may_be_delivered(job.exec) {
                     // It never left for the instance that it was meant for.
-                    let end = state::never_started("its supervisor was replaced before it was sent", Timestamp::now());
+                    let end = state::never_started(
+                        "its supervisor was replaced before it was sent",
+                        Timestamp::now(),
+                    );
                     return self.finish(job.exec, &end).await.map(Connected::Over);
                 }
                 tokio::select! {
@@ -309,12 +312,7 @@ impl Core {
     }
 
     /// The supervisor has it.
-    async fn first(
-        self: &Arc<Self>,
-        job: &Job,
-        relay: Relay,
-        first: Frame,
-    ) -> Result<Tried, CallError> {
+    async fn first(self: &Arc<Self>, job: &Job, relay: Relay, first: Frame) -> Result<Tried, CallError> {
         let now = Timestamp::now();
         match &first {
             Frame::Started(started) => {
@@ -330,7 +328,9 @@ impl Core {
                     return Ok(Tried::Connected(Connected::Over(record)));
                 }
                 // Started and ended before it could be told; an attached caller's relay brings the end itself.
-                if !job.relay.attach && let Some(info) = &started.exec {
+                if !job.relay.attach
+                    && let Some(info) = &started.exec
+                {
                     self.learn(&record, info).await?;
                 }
             }
@@ -359,7 +359,9 @@ impl Core {
     ) -> Result<Tried, CallError> {
         let RelayError::Refused { code, message } = &error else {
             return Ok(match error {
-                RelayError::Lost { .. } | RelayError::AcceptDeadline(_) | RelayError::OpenDeadline(_) if Instant::now() < job.until => {
+                RelayError::Lost { .. } | RelayError::AcceptDeadline(_) | RelayError::OpenDeadline(_)
+                    if Instant::now() < job.until =>
+                {
                     Tried::Again
                 }
                 RelayError::TooMany | RelayError::TooLarge(_) if starts && !delivered_before => {
@@ -367,7 +369,9 @@ impl Core {
                     Tried::Failed(limit(job.exec, &error.to_string()))
                 }
                 RelayError::TooMany => Tried::Failed(limit(job.exec, &error.to_string())),
-                RelayError::Lost { .. } | RelayError::AcceptDeadline(_) | RelayError::OpenDeadline(_) => Tried::Again,
+                RelayError::Lost { .. } | RelayError::AcceptDeadline(_) | RelayError::OpenDeadline(_) => {
+                    Tried::Again
+                }
                 other => Tried::Failed(self.unanswered(job, starts, &other.to_string())),
             });
         };
@@ -426,12 +430,7 @@ impl Core {
     }
 
     /// The deadline has passed.
-    async fn too_late(
-        self: &Arc<Self>,
-        job: &Job,
-        starts: bool,
-        why: &str,
-    ) -> Result<Connected, CallError> {
+    async fn too_late(self: &Arc<Self>, job: &Job, starts: bool, why: &str) -> Result<Connected, CallError> {
         if !starts {
             let message = format!("attaching to the exec {}: {why}", job.exec);
             return Err(CallError::new(Reason::RelayDeadline, message).with(key::EXEC_ID, job.exec));

@@ -17,9 +17,7 @@
 //! been taken.
 
 use holdfast_wire::{
-    api::{
-        ExecInfo, ExecState, Lost, LostReason, Outcome, StartFailed, StartFailure, outcome::Kind,
-    },
+    api::{ExecInfo, ExecState, Lost, LostReason, Outcome, StartFailed, StartFailure, outcome::Kind},
     ids::Instance,
 };
 use jiff::Timestamp;
@@ -211,7 +209,8 @@ mod tests {
 
     #[test]
     fn absent_on_another_instance_is_lost() {
-        let verdict = judge(&record(Some(Instance::random()), true, None), None, Instance::random(), Start::None, NOW);
+        let verdict =
+            judge(&record(Some(Instance::random()), true, None), None, Instance::random(), Start::None, NOW);
         assert!(
             matches!(kind_of(verdict), Some(Kind::Lost(l)) if l.reason() == LostReason::SupervisorRestarted)
         );

@@ -7,9 +7,8 @@ use holdfast_wire::{
     close::CloseCode,
     control::{self, Down, Refuse, RefuseCode, Up, down, up},
     ids::{Generation, Instance, SandboxId},
-    limits,
+    limits, timing,
     transport::{Connection, MessageReader, SendStream},
-    timing,
 };
 use tokio::time::timeout;
 
@@ -79,9 +78,12 @@ pub(super) fn identify(connection: &Connection) -> Result<Peer, String> {
 
 /// Waits for the control stream and its first message, at most [`timing::HELLO_TIMEOUT`] for both. An error is
 /// what to close with.
-pub(super) async fn listen(connection: &Connection) -> Result<(Control, control::Hello), (CloseCode, String)> {
+pub(super) async fn listen(
+    connection: &Connection,
+) -> Result<(Control, control::Hello), (CloseCode, String)> {
     let first = async {
-        let (send, recv) = connection.accept_bi().await.map_err(|lost| (CloseCode::DROPPED, lost.to_string()))?;
+        let (send, recv) =
+            connection.accept_bi().await.map_err(|lost| (CloseCode::DROPPED, lost.to_string()))?;
         send.set_priority(PRIORITY);
         let mut control = Control { send, recv: MessageReader::new(recv) };
         match control.recv.message::<Up>(limits::MAX_MESSAGE).await {
@@ -195,7 +197,8 @@ impl Sessions {
         let certificate = self.sign(peer.sandbox, &request.csr);
         let code = if certificate.error.is_empty() { CloseCode::RENEWED } else { CloseCode::UNAUTHORIZED };
         let message = Down { body: Some(down::Body::Certificate(certificate)) };
-        let _ = timeout(timing::HELLO_TIMEOUT, control.send.send_message(&message, limits::MAX_MESSAGE)).await;
+        let _ =
+            timeout(timing::HELLO_TIMEOUT, control.send.send_message(&message, limits::MAX_MESSAGE)).await;
         part(connection, control, code, "an expired certificate may only be renewed").await;
     }
 

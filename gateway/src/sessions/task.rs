@@ -5,9 +5,8 @@ use std::{pin::pin, time::SystemTime};
 use holdfast_wire::{
     close::CloseCode,
     control::{Down, Heartbeat, RefuseCode, RenewCertificate, Up, Welcome, down, up},
-    limits,
+    limits, timing,
     transport::{Connection, MessageReader, SendStream},
-    timing,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -92,7 +91,8 @@ impl Sessions {
         };
 
         let (reason, away) = (hello.dial_reason.clone(), hello.away);
-        metrics::counter!("holdfast_attaches_total", "reason" => greeting::reason_label(&reason)).increment(1);
+        metrics::counter!("holdfast_attaches_total", "reason" => greeting::reason_label(&reason))
+            .increment(1);
         let link = Link::Quic(connection.clone());
         let (session, queue) = Session::new(peer.sandbox, admission.epoch, hello, link, token.child_token());
         let span = tracing::Span::current();
@@ -112,7 +112,11 @@ impl Sessions {
         };
         if let Err(error) = send.send_message(&welcome, limits::MAX_MESSAGE).await {
             tracing::warn!(%error, "the connection ended before Welcome");
-            session.end(connection.lost().map_or_else(|| Lost::here(CloseCode::PROTOCOL, error.to_string()), Lost::from));
+            session.end(
+                connection
+                    .lost()
+                    .map_or_else(|| Lost::here(CloseCode::PROTOCOL, error.to_string()), Lost::from),
+            );
             return connection.close(CloseCode::PROTOCOL, "no Welcome");
         }
         tracing::info!(remote = %connection.remote_address(), reason, ?away, version = session.version(), instance = %session.instance(), "attached");
