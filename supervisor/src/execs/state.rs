@@ -97,11 +97,23 @@ pub(super) struct State {
 
 #[derive(Debug)]
 enum Phase {
-    Accepted { start_by: Instant },
-    Running { timeout_at: Option<Instant>, kill: Kill },
+    Accepted {
+        start_by: Instant,
+    },
+    Running {
+        timeout_at: Option<Instant>,
+        kill: Kill,
+    },
     /// The leader has ended while the command was being ended; the rest has its grace.
-    Resting { exit: Exit, kill: Kill },
-    Draining { exit: Exit, quiet_at: Instant, until: Instant },
+    Resting {
+        exit: Exit,
+        kill: Kill,
+    },
+    Draining {
+        exit: Exit,
+        quiet_at: Instant,
+        until: Instant,
+    },
     Ended,
 }
 
@@ -320,10 +332,7 @@ impl State {
 
     fn end(&mut self, kind: Kind) -> Vec<Action> {
         self.phase = Phase::Ended;
-        vec![Action::End {
-            outcome: api::Outcome { kind: Some(kind) },
-            left_processes: self.left_processes,
-        }]
+        vec![Action::End { outcome: api::Outcome { kind: Some(kind) }, left_processes: self.left_processes }]
     }
 }
 

@@ -169,9 +169,9 @@ impl FakeSpawner {
             stdin: request.stdin.then(|| Box::new(stdin) as super::Input),
             stdout: Box::new(stdout),
             stderr: (!tty).then(|| Box::new(stderr) as super::Output),
-            wait: Box::pin(async move {
-                exited.await.map_err(|_| io::Error::other("the fake's task is gone"))
-            }),
+            wait: Box::pin(
+                async move { exited.await.map_err(|_| io::Error::other("the fake's task is gone")) },
+            ),
             control: Box::new(FakeControl { pid, tty, signals, family, left, released: false }),
         }
     }
@@ -278,8 +278,7 @@ impl Command {
 
     async fn emit(&mut self, n: u64, to_stdout: bool) -> io::Result<()> {
         let Some((stdout, stderr)) = &mut self.outputs else { return Ok(()) };
-        let (pipe, sent) =
-            if to_stdout { (stdout, &mut self.sent.0) } else { (stderr, &mut self.sent.1) };
+        let (pipe, sent) = if to_stdout { (stdout, &mut self.sent.0) } else { (stderr, &mut self.sent.1) };
         let end = *sent + n;
         while *sent < end {
             let piece = pattern_bytes(*sent, (end - *sent).min(16 * 1024) as usize);
@@ -291,7 +290,7 @@ impl Command {
 
     async fn cat(&mut self) -> io::Result<()> {
         let (Some(stdin), Some((stdout, _))) = (&mut self.stdin, &mut self.outputs) else { return Ok(()) };
-        let mut buffer = [0; 16 * 1024];
+        let mut buffer = vec![0; 16 * 1024];
         loop {
             match stdin.read(&mut buffer).await? {
                 0 => return Ok(()),

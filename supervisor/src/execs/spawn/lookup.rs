@@ -65,7 +65,8 @@ fn find(command: &OsStr, env: &[(OsString, OsString)], cwd: &Path) -> Option<Pat
 /// The command's name for a message: printable and short.
 fn shown(command: &OsStr) -> String {
     const MOST: usize = 100;
-    let text: String = command.to_string_lossy().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let text: String =
+        command.to_string_lossy().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     match text.char_indices().nth(MOST) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

@@ -188,7 +188,8 @@ mod tests {
     fn a_living_process_is_found_and_a_reused_pid_is_not_ours() {
         let own = Stat::of(std::process::id()).unwrap();
         assert!(!own.dead);
-        let family = Family { exec: ExecId::random(), pid: own.pid, start_ticks: own.start_ticks + 1, cgroup: None };
+        let family =
+            Family { exec: ExecId::random(), pid: own.pid, start_ticks: own.start_ticks + 1, cgroup: None };
         assert!(!family.session_is_ours());
         assert!(family.members(true).is_empty());
     }

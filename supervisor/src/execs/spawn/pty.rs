@@ -20,7 +20,11 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
 pub(super) struct Master(Arc<AsyncFd<OwnedFd>>);
 
 /// Opens a terminal of that size. The slave is opened through the master, so no `/dev/pts` need be in sight.
-pub(super) fn open(cols: u16, rows: u16, owner: Option<rustix::process::Uid>) -> io::Result<(Master, OwnedFd)> {
+pub(super) fn open(
+    cols: u16,
+    rows: u16,
+    owner: Option<rustix::process::Uid>,
+) -> io::Result<(Master, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = rustix::pty::openpt(flags)?;
     rustix::pty::grantpt(&master)?;

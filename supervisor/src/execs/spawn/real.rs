@@ -27,8 +27,8 @@ use rustix::{
 };
 
 use super::{
-    Control, EXEC_ID_VARIABLE, Exit, Input, KILL_ROUND, Output, ProcessMark, SpawnError, SpawnRequest, Spawned,
-    Spawner,
+    Control, EXEC_ID_VARIABLE, Exit, Input, KILL_ROUND, Output, ProcessMark, SpawnError, SpawnRequest,
+    Spawned, Spawner,
     cgroup::Cgroup,
     child::{self, Identity, Plan, Stage},
     lookup,
@@ -95,9 +95,11 @@ impl Spawner for RealSpawner {
             // Should this future be dropped, the blocking thread drops what it made, which kills it.
             match tokio::task::spawn_blocking(move || machine.start(&request)).await {
                 Ok(result) => result,
-                Err(error) => {
-                    Err(SpawnError::new(StartFailure::Resources, 0, format!("the spawning thread failed: {error}")))
-                }
+                Err(error) => Err(SpawnError::new(
+                    StartFailure::Resources,
+                    0,
+                    format!("the spawning thread failed: {error}"),
+                )),
             }
         })
     }
@@ -145,15 +147,15 @@ impl Machine {
         let Some((program, args)) = request.argv.split_first() else {
             return Err(SpawnError::new(StartFailure::Invalid, 0, "an empty argv"));
         };
-        let resources =
-            |what: &'static str| move |error: io::Error| SpawnError::io(StartFailure::Resources, &error, what);
+        let resources = |what: &'static str| {
+            move |error: io::Error| SpawnError::io(StartFailure::Resources, &error, what)
+        };
         let (account, identity) = self.account(request)?;
         let owner = identity.as_ref().map(|identity| identity.uid);
         let streams = open_streams(request, owner)?;
         let (reader, writer) =
-            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK).map_err(|errno| {
-                resources("opening a pipe for the child's report")(errno.into())
-            })?;
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)
+                .map_err(|errno| resources("opening a pipe for the child's report")(errno.into()))?;
         let cgroup = self.cgroups.as_ref().and_then(|base| Cgroup::create(base, request.exec));
         let (cgroup, door) = cgroup.unzip();
         let cwd = CString::new(request.cwd.as_os_str().as_bytes())
@@ -227,7 +229,10 @@ impl Machine {
             return Err(SpawnError::new(
                 StartFailure::UnknownUser,
                 Errno::PERM.raw_os_error(),
-                format!("cannot become {user:?}: the supervisor does not run as root, but as uid {}", own.0.as_raw()),
+                format!(
+                    "cannot become {user:?}: the supervisor does not run as root, but as uid {}",
+                    own.0.as_raw()
+                ),
             ));
         }
         let groups = account.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
@@ -306,8 +311,12 @@ fn explain(
     let cwd = request.cwd.display();
     let user = request.user.as_deref().unwrap_or_default();
     match stage {
-        Some(Stage::Cwd) => SpawnError::io(StartFailure::BadCwd, error, format_args!("working directory {cwd}")),
-        Some(Stage::User) => SpawnError::io(StartFailure::UnknownUser, error, format_args!("becoming user {user:?}")),
+        Some(Stage::Cwd) => {
+            SpawnError::io(StartFailure::BadCwd, error, format_args!("working directory {cwd}"))
+        }
+        Some(Stage::User) => {
+            SpawnError::io(StartFailure::UnknownUser, error, format_args!("becoming user {user:?}"))
+        }
         Some(Stage::Session) => SpawnError::io(StartFailure::Resources, error, "making a session"),
         Some(Stage::Terminal) => SpawnError::io(StartFailure::Resources, error, "taking the terminal"),
         Some(Stage::Privileges) => SpawnError::io(StartFailure::Resources, error, "giving up privileges"),
@@ -379,7 +388,8 @@ impl Control for Leader {
         Box::pin(async move {
             loop {
                 let look = family.clone();
-                let members = tokio::task::spawn_blocking(move || look.members(false)).await.unwrap_or_default();
+                let members =
+                    tokio::task::spawn_blocking(move || look.members(false)).await.unwrap_or_default();
                 if members.is_empty() {
                     return;
                 }

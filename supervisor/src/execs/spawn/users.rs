@@ -164,7 +164,11 @@ mod tests {
             "root:x:0:0:root:/root:/bin/bash\n# a remark\nada:x:1000:1000:Ada:/home/ada:\n1234:x:77:77::/odd:/bin/odd\nbroken:x:no\n",
         )
         .unwrap();
-        std::fs::write(dir.path().join("group"), "root:x:0:\nada:x:1000:\nwheel:x:10:root,ada\nada2:x:11:adaa\n").unwrap();
+        std::fs::write(
+            dir.path().join("group"),
+            "root:x:0:\nada:x:1000:\nwheel:x:10:root,ada\nada2:x:11:adaa\n",
+        )
+        .unwrap();
         dir
     }
 
