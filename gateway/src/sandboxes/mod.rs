@@ -269,12 +269,17 @@ impl Sandboxes {
     ) -> Result<Page, CallError> {
         let after = match page_token {
             "" => None,
-            token => Some(token.parse::<SandboxId>().map_err(|error| CallError::invalid("page_token", error))?),
+            token => {
+                Some(token.parse::<SandboxId>().map_err(|error| CallError::invalid("page_token", error))?)
+            }
         };
         let map = self.core.map();
         let mut views = map
             .by_id
-            .range((after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded), std::ops::Bound::Unbounded))
+            .range((
+                after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded),
+                std::ops::Bound::Unbounded,
+            ))
             .map(|(_, entry)| entry.handle.now())
             .filter(|view| labels.iter().all(|(key, value)| view.record.spec.labels.get(key) == Some(value)));
         let page: Vec<_> = views.by_ref().take(size.max(1)).collect();
@@ -341,7 +346,9 @@ impl Sandboxes {
         if !driver.capabilities().logs {
             return Err(unsupported(driver.as_ref(), Verb::Logs));
         }
-        calls::logs(driver.as_ref(), handle.id, tail).await.map_err(|failure| failure.to_call(driver.as_ref()))
+        calls::logs(driver.as_ref(), handle.id, tail)
+            .await
+            .map_err(|failure| failure.to_call(driver.as_ref()))
     }
 
     /// Waits until the sandbox is `ready`, `deleted`, in a `phase=X` or has a `condition=Y`. `None`: it is deleted.
@@ -468,7 +475,10 @@ impl Core {
     /// The sandbox is gone from the store.
     fn remove(&self, id: SandboxId) {
         let mut map = self.map_mut();
-        if let Some(entry) = map.by_id.remove(&id) {
+        if let Some(entry) = map.by_id.remove(&id)
+            // A new sandbox may have the name by now.
+            && map.by_name.get(&entry.handle.name) == Some(&id)
+        {
             map.by_name.remove(&entry.handle.name);
         }
     }

@@ -257,11 +257,13 @@ impl State {
         let before = (self.wanted.generation, self.wanted.made);
         let (generation, state) = (observed.generation, observed.state);
         // The store is older than the workload: it was restored from a backup. The counter must not go back.
-        if generation > self.wanted.generation && state.is_alive() {
+        if generation > self.wanted.generation {
             self.wanted.generation = generation;
+            self.wanted.made = generation;
         }
-        if generation == self.wanted.generation && state != WorkloadState::Gone {
-            self.wanted.made = self.wanted.made.max(generation);
+        // One that is still being made may be taken back, and made again.
+        if generation == self.wanted.generation && !matches!(state, WorkloadState::Creating | WorkloadState::Gone) {
+            self.wanted.made = generation;
         }
         if generation == self.wanted.generation || generation == Generation(0) {
             match state {
@@ -303,6 +305,7 @@ impl State {
         self.link = Some(Link { epoch, generation, since: now });
         if generation == self.wanted.generation {
             self.wanted.attached = generation;
+            self.wanted.made = generation;
         }
         self.lost = None;
         self.probes = None;
@@ -351,8 +354,16 @@ impl State {
             return false;
         }
         self.probes = None;
-        self.thawed = Some(now);
+        // Whoever says so lives: its next probe has its whole time again.
+        self.link = self.link.map(|link| Link { since: now, ..link });
         true
+    }
+
+    /// The session was closed from here.
+    pub(super) fn on_closed(&mut self, why: String) {
+        self.link = None;
+        self.probes = None;
+        self.lost = Some(why);
     }
 
     /// The task calls the driver.
@@ -450,8 +461,12 @@ impl State {
         self.console = Some((generation, text));
     }
 
-    /// Whether a call of the driver is under way.
-    pub(super) fn is_calling(&self) -> bool {
+    /// The call of the driver that is under way.
+    pub(super) fn call(&self) -> Option<Call> {
+        self.call
+    }
+
+    fn is_calling(&self) -> bool {
         self.call.is_some()
     }
 
@@ -500,7 +515,7 @@ impl State {
     }
 
     fn known(&self, now: Instant) -> Known {
-        let made = self.wanted.made >= self.wanted.generation;
+        let made = self.is_made();
         let gone = |message: &str| Known::Dead {
             reason: "WorkloadGone".to_owned(),
             message: message.to_owned(),
@@ -522,6 +537,11 @@ impl State {
                 match observed.state {
                     WorkloadState::Gone if !made => Known::NotMade,
                     WorkloadState::Gone => gone("the driver no longer has the workload"),
+                    _ if self.was_asked_to_end(observed.generation) => Known::Dead {
+                        reason: "Stopped".to_owned(),
+                        message: "the workload was stopped".to_owned(),
+                        certain: true,
+                    },
                     _ => {
                         let certain =
                             observed.state != WorkloadState::Failed || now >= self.level_at + UNCERTAIN;
@@ -535,6 +555,16 @@ impl State {
             Level::Seen(_) | Level::Absent { .. } if self.is_refuted() => Known::Unproven,
             Level::Seen(_) | Level::Absent { .. } => gone("the driver no longer has the workload"),
         }
+    }
+
+    /// Whether the driver is known to have made the wanted workload.
+    fn is_made(&self) -> bool {
+        self.wanted.made >= self.wanted.generation
+    }
+
+    /// Whether its end was this gateway's doing.
+    fn was_asked_to_end(&self, generation: Generation) -> bool {
+        generation <= self.ended || matches!(self.wanted.desired, Desired::Stopped | Desired::Deleted)
     }
 
     /// Whether the supervisor gave a sign of life after the driver saw it dead.
@@ -605,6 +635,9 @@ impl State {
         match known {
             Known::Dead { reason, message, .. } => return told(Phase::Failed, reason, message),
             Known::NotMade => return self.provisioning(),
+            Known::Alive(WorkloadState::Creating) if !self.is_made() && self.link().is_none() => {
+                return self.provisioning();
+            }
             Known::Alive(WorkloadState::Paused) => return self.thawing(),
             Known::Alive(_) | Known::Unproven => {}
         }
@@ -651,8 +684,8 @@ impl State {
                 told(Phase::Failed, failure.reason, &failure.message)
             }
             (Some(Failed { failure, .. }), _) => told(Phase::Provisioning, failure.reason, &failure.message),
-            (None, Some(_)) => told(Phase::Provisioning, "CreatingWorkload", "the driver makes the workload"),
-            (None, None) => told(Phase::Pending, "Accepted", ""),
+            (None, None) if self.workload().is_none() => told(Phase::Pending, "Accepted", ""),
+            (None, _) => told(Phase::Provisioning, "CreatingWorkload", "the driver makes the workload"),
         }
     }
 
@@ -811,6 +844,10 @@ impl State {
             (Desired::Deleted, _) => Some(Call::Delete),
             (Desired::Stopped, _) => self.may_live().then_some(Call::Stop { grace, then_delete: false }),
             (Desired::Running, Known::NotMade) => Some(Call::Ensure { generation: self.wanted.generation }),
+            // Half made by an earlier gateway, it may be: asking again is what carries on.
+            (Desired::Running, Known::Alive(WorkloadState::Creating)) if !self.is_made() => {
+                Some(Call::Ensure { generation: self.wanted.generation })
+            }
             (Desired::Running, Known::Alive(WorkloadState::Paused)) => Some(Call::Resume),
             (Desired::Paused, Known::Alive(WorkloadState::Running | WorkloadState::Creating)) => {
                 Some(Call::Pause)

@@ -17,7 +17,7 @@ use holdfast_wire::{
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::{AbortHandle, JoinSet},
+    task::{self, AbortHandle, JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 
@@ -71,6 +71,10 @@ pub(super) struct Task {
     /// The newest dial of the instance that was let in last.
     dialled: Option<(Instance, u64)>,
     retired: VecDeque<Instance>,
+    /// Why the last supervisor that dialled was not let in.
+    refused: Option<String>,
+    /// When somebody asked for a pause.
+    paused_at: Option<Instant>,
     jobs: JoinSet<Done>,
     call: Option<AbortHandle>,
     delays: Box<dyn Iterator<Item = Duration> + Send>,
@@ -111,6 +115,8 @@ impl Task {
             session: None,
             dialled: None,
             retired: VecDeque::new(),
+            refused: None,
+            paused_at: None,
             jobs: JoinSet::new(),
             call: None,
             delays: delays(),
@@ -140,7 +146,7 @@ impl Task {
                     _ => self.outbox.clear(),
                 },
                 lost = ended(self.session.as_ref()) => self.on_session_ended(lost),
-                Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => self.on_done(done),
+                Some(done) = self.jobs.join_next_with_id(), if !self.jobs.is_empty() => self.on_done(done),
                 message = self.mailbox.recv(), if !self.gone => match message {
                     Some(message) => self.on_message(message).await,
                     None => return,
@@ -161,10 +167,13 @@ impl Task {
         match message {
             Message::Hello { hello, answer } => {
                 let answered = self.on_hello(&hello).await;
-                if let Err(refusal) = &answered {
-                    self.link(format!("refused: {refusal}"));
-                    self.event(reason::SESSION_REFUSED, refusal.reason.clone());
+                let refused = answered.as_ref().err().map(|refusal| refusal.reason.clone());
+                // One that comes again and again is told once.
+                if let Some(reason) = refused.as_ref().filter(|_| self.refused != refused) {
+                    self.link(format!("refused: {reason}"));
+                    self.event(reason::SESSION_REFUSED, reason.clone());
                 }
+                self.refused = refused;
                 // A session that went away meanwhile has used up an epoch, and nothing else.
                 let _ = answer.send(answered);
             }
@@ -196,6 +205,7 @@ impl Task {
             self.retired.push_back(instance);
         }
         self.dialled = Some((hello.instance, hello.dial));
+        Arc::make_mut(&mut self.record).epoch = epoch;
         self.state.on_admitted(epoch, hello.generation);
         Ok(Admission { epoch, tuning: self.core.parts.tuning })
     }
@@ -283,22 +293,28 @@ impl Task {
         }
     }
 
-    fn on_done(&mut self, done: Result<Done, tokio::task::JoinError>) {
-        let now = Instant::now();
+    fn on_done(&mut self, done: Result<(task::Id, Done), JoinError>) {
+        let current = self.call.as_ref().map(AbortHandle::id);
         match done {
-            Ok(Done::Console { generation, text }) => self.state.on_console(generation, text),
-            Ok(Done::Call(answer)) => self.on_answer(answer, now),
-            // The call that was dropped: the state knows.
-            Err(error) if error.is_cancelled() => {}
-            Err(error) => {
-                tracing::error!(sandbox = %self.record.id, %error, "a driver's call ended by a panic");
-                self.on_answer(Err(Failure::panicked()), now);
+            Ok((_, Done::Console { generation, text })) => self.state.on_console(generation, text),
+            Ok((id, Done::Call(answer))) if Some(id) == current => self.on_answer(answer),
+            Err(error) if error.is_panic() => {
+                tracing::error!(sandbox = %self.record.id, %error, "a call of the driver ended by a panic");
+                if Some(error.id()) == current {
+                    self.on_answer(Err(Failure::panicked()));
+                }
             }
+            // A call that was dropped: its answer came too late, or never.
+            Ok((_, Done::Call(_))) | Err(_) => {}
         }
     }
 
-    fn on_answer(&mut self, answer: Result<Option<Observed>, Failure>, now: Instant) {
+    fn on_answer(&mut self, answer: Result<Option<Observed>, Failure>) {
+        let now = Instant::now();
         self.call = None;
+        if matches!((self.state.call(), &answer), (Some(Call::Resume), Ok(_))) {
+            self.wake_supervisor(now);
+        }
         let retry = match &answer {
             Ok(made) => {
                 self.delays = delays();
@@ -315,6 +331,16 @@ impl Task {
         };
         if self.state.on_answer(answer, retry, now) {
             self.rewrite_at = Some(now);
+        }
+    }
+
+    /// The workload runs on: its supervisor has work to do at once, wherever its own clocks think it is.
+    fn wake_supervisor(&mut self, now: Instant) {
+        let away = self.paused_at.take().map_or(Duration::ZERO, |paused| now - paused);
+        let thawed = control::Resumed { away_ms: u64::try_from(away.as_millis()).unwrap_or(u64::MAX) };
+        if let Some(session) = &self.session {
+            session.send(down::Body::Resumed(thawed));
+            session.probe_now();
         }
     }
 
@@ -346,6 +372,7 @@ impl Task {
         self.write(wanted).await?;
         self.event(event, "");
         if ask == Ask::Pause {
+            self.paused_at = Some(Instant::now());
             // Before the freeze, so that its calls can be told.
             let notice = control::Suspending { grace_ms: 0 };
             self.session.as_ref().map(|session| session.send(down::Body::Suspending(notice)));
@@ -481,16 +508,18 @@ impl Task {
             Step::Close(code, why) => {
                 if let Some(session) = self.session.take() {
                     session.close(code, why);
-                    self.on_lost(session.epoch(), &Lost::here(code, why));
                 }
+                let lost = Lost::here(code, why);
+                self.state.on_closed(lost.to_string());
+                self.link(lost.to_string());
+                self.event(reason::SESSION_LOST, lost.to_string());
             }
             Step::Console => self.read_console(),
             Step::GiveUpPausing => {
                 let running = Wanted { desired: Desired::Running, ..self.state.wanted };
                 self.state.on_wanted(running);
                 self.rewrite_at = Some(now);
-                let thawed = control::Resumed { away_ms: 0 };
-                self.session.as_ref().map(|session| session.send(down::Body::Resumed(thawed)));
+                self.wake_supervisor(now);
             }
             Step::Forget => self.forget(now).await,
         }
@@ -526,6 +555,9 @@ impl Task {
         self.gone = true;
         self.core.remove(self.record.id);
         self.show(&self.state.assess(now));
+        // Whoever waits for an answer gets the last one: it is gone.
+        self.mailbox.close();
+        while self.mailbox.try_recv().is_ok() {}
     }
 
     /// Tells execs and people what is new in an assessment.
@@ -548,9 +580,6 @@ impl Task {
         if before != assessment.phase {
             if assessment.phase == Phase::Stopped {
                 self.tell(SandboxFact::Stopped { sandbox, up_to: self.state.admitted() });
-            }
-            if before == Phase::Resuming || assessment.phase == Phase::Resuming {
-                self.session.as_ref().map(Session::probe_now);
             }
         }
         let source = match assessment.phase {
