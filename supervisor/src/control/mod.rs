@@ -114,16 +114,21 @@ impl Session {
                 tracing::error!(%error, "the control stream broke; closing the connection");
                 (Lost::Transport(format!("the control stream broke: {error}")), error.close_code(), error.to_string())
             }
-            End::Left(reason) => {
-                // The relays' streams were reset just now; a close under a full congestion window is never sent.
-                tokio::time::sleep(timing::CLOSE_LINGER).await;
-                (Lost::ClosedHere, CloseCode::SUPERVISOR_STOPPING, reason)
-            }
+            End::Left(reason) => (Lost::ClosedHere, CloseCode::SUPERVISOR_STOPPING, reason),
         };
+        linger(&connection).await;
         connection.close(code, &reason);
         endpoint.close(code, &reason).await;
         lost
     }
+}
+
+/// Lets the path come to rest before a close: one that finds the congestion window full is never sent (quinn issue
+/// 2785). A window is full under bulk data, whose streams have been reset by now, and on a young connection while
+/// MTU discovery has a probe on its way.
+pub(crate) async fn linger(connection: &Connection) {
+    // Lost meanwhile: then there is nobody to tell.
+    let _ = tokio::time::timeout(timing::CLOSE_LINGER, connection.closed()).await;
 }
 
 /// How a session's parts end.

@@ -35,7 +35,7 @@ use super::{
     state::{Failure, Order},
 };
 use crate::{
-    control::{CONTROL_PRIORITY, Session, Tools},
+    control::{CONTROL_PRIORITY, Session, Tools, linger},
     identity::IdentityError,
 };
 
@@ -311,6 +311,7 @@ impl Greeting {
     }
 
     async fn close(&self, code: CloseCode) {
+        linger(&self.connected.connection).await;
         self.connected.connection.close(code, "");
         self.connected.dialer.endpoint().close(code, "").await;
     }

@@ -73,6 +73,9 @@ impl World {
     }
 
     pub(super) fn bare() -> Self {
+        // For whoever looks into a failure with RUST_LOG; only the first test of a process gets to set it.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let directory = tempfile::tempdir().unwrap();
         let authority =
             CertificateAuthority::open_or_create(&directory.path().join("ca"), TrustDomain::default()).unwrap();
