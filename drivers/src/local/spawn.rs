@@ -44,7 +44,8 @@ pub(super) fn spawn(launch: Launch) -> io::Result<(ProcessId, OwnedFd)> {
     // Or what the gateway was given by its parent stays open for as long as a supervisor lives: a pipe, whose
     // reader then waits for ever. Nothing in this process wants to hand a descriptor on by leaving it open.
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
-    on_its_own_thread(move || {
+    let boot = launch.boot.clone();
+    let mut child = on_its_own_thread(move || {
         if launch.namespaces {
             leave_namespaces()?;
         }
@@ -58,12 +59,13 @@ pub(super) fn spawn(launch: Launch) -> io::Result<(ProcessId, OwnedFd)> {
             .stdin(Stdio::null())
             .stdout(launch.console.try_clone()?)
             .stderr(launch.console);
-        let mut child = CommandWrap::from(command).wrap(ProcessSession).spawn()?;
-        // Dropping a `Child` neither ends nor reaps it: the keeper does that, by pidfd.
-        process::hold_child(child.id(), &launch.boot).inspect_err(|_| {
-            // Out of descriptors, most likely. A supervisor that cannot be held must not stay.
-            let _ = child.kill();
-        })
+        CommandWrap::from(command).wrap(ProcessSession).spawn()
+    })?;
+    // Not on that thread: it shares the child's mounts, and with them the child's own new /proc.
+    // Dropping a `Child` neither ends nor reaps it: the keeper does that, by pidfd.
+    process::hold_child(child.id(), &boot).inspect_err(|_| {
+        // Out of descriptors, most likely. A supervisor that cannot be held must not stay.
+        let _ = child.kill();
     })
 }
 
