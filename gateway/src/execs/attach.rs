@@ -17,8 +17,8 @@ use std::{
 use bytes::Bytes;
 use holdfast_wire::{
     api::{
-        AttachEvent, AttachOpen, AttachRequest, Detach, KeepAlive, OutputAck, StdinData, StdinEof,
-        TerminalSize, attach_event, attach_request,
+        AttachEvent, AttachOpen, AttachRequest, Detach, KeepAlive, Notice, OutputAck, Phase, StdinData,
+        StdinEof, TerminalSize, attach_event, attach_request,
     },
     control::ExecRelay,
     frame::Frame,
@@ -37,7 +37,10 @@ use super::{
     start_until,
     starting::{Connected, Job},
 };
-use crate::error::{CallError, Reason, key};
+use crate::{
+    error::{CallError, Reason, key},
+    sandboxes::{SandboxHandle, View},
+};
 
 /// Events that wait for the caller: 12 of at most 64 KiB. With the chunk that is being cut into frames and the
 /// event in hand this stays below 1 MiB a caller.
@@ -72,7 +75,8 @@ impl Attached {
 /// What goes to the relay's sending side.
 #[derive(Debug)]
 pub(super) enum Control {
-    Frame(Frame),
+    Resize { cols: u16, rows: u16 },
+    Signal(i32),
     Ack(Offsets),
     Detach,
 }
@@ -144,14 +148,14 @@ impl AttachInput {
             let message = format!("{} x {} is no terminal's size: 1 to 65535 each", size.cols, size.rows);
             return Err(CallError::invalid("resize", message));
         };
-        self.control(Control::Frame(Frame::Resize { cols, rows })).await;
+        self.control(Control::Resize { cols, rows }).await;
         Ok(())
     }
 
     /// Sends a signal to the process group.
     pub async fn signal(&self, signal: i32) -> Result<(), CallError> {
         check_signal(signal)?;
-        self.control(Control::Frame(Frame::Signal(signal))).await;
+        self.control(Control::Signal(signal)).await;
         Ok(())
     }
 
@@ -196,6 +200,9 @@ pub struct AttachOutput {
     events: mpsc::Receiver<AttachEvent>,
     end: Arc<OnceLock<End>>,
     handed: watch::Sender<Offsets>,
+    /// Where the sandbox's phase is read, for notices; `None` once there is nothing to be noticed.
+    view: Option<watch::Receiver<Arc<View>>>,
+    frozen: bool,
     last: Instant,
     over: bool,
 }
@@ -211,6 +218,10 @@ impl AttachOutput {
         let event = tokio::select! {
             biased;
             event = self.events.recv() => event,
+            frozen = thaw_or_freeze(&mut self.view, self.frozen) => {
+                self.frozen = frozen;
+                Some(notice(frozen))
+            }
             () = tokio::time::sleep_until(self.last + timing::API_KEEP_ALIVE) => {
                 Some(super::event(attach_event::Kind::KeepAlive(KeepAlive {})))
             }
@@ -233,6 +244,14 @@ impl AttachOutput {
             self.over = true;
         }
         Some(Ok(event))
+    }
+
+    /// From now on, tells the caller when the sandbox is paused and resumed.
+    fn noticing(mut self, handle: &SandboxHandle) -> Self {
+        let view = handle.view();
+        self.frozen = is_frozen(&view.borrow());
+        self.view = Some(view);
+        self
     }
 
     /// How far output was handed out: stdout, stderr.
@@ -286,7 +305,7 @@ impl Execs {
         };
         let job = Job {
             exec,
-            handle,
+            handle: handle.clone(),
             start: open.start.clone(),
             relay: ExecRelay {
                 exec_id: exec.to_bytes(),
@@ -301,7 +320,10 @@ impl Execs {
         };
         match core.connect(job, record, starter).await? {
             Connected::Over(record) => Ok(Attached::over(exec, from_store(record.to_info(), have), have)),
-            Connected::Relay { relay, first } => Ok(core.join(exec, &open, *relay, *first)),
+            Connected::Relay { relay, first } => {
+                let Attached { input, output } = core.join(exec, &open, *relay, *first);
+                Ok(Attached { input, output: output.noticing(&handle) })
+            }
         }
     }
 }
@@ -342,7 +364,16 @@ impl Core {
                 writer: open.stdin_writer,
                 explicit_acks: open.explicit_acks,
             },
-            output: AttachOutput { exec, events, end, handed, last: Instant::now(), over: false },
+            output: AttachOutput {
+                exec,
+                events,
+                end,
+                handed,
+                view: None,
+                frozen: false,
+                last: Instant::now(),
+                over: false,
+            },
         }
     }
 }
@@ -365,9 +396,43 @@ impl Attached {
                 writer: true,
                 explicit_acks: true,
             },
-            output: AttachOutput { exec, events: events_out, end, handed, last: Instant::now(), over: false },
+            output: AttachOutput {
+                exec,
+                events: events_out,
+                end,
+                handed,
+                view: None,
+                frozen: false,
+                last: Instant::now(),
+                over: false,
+            },
         }
     }
+}
+
+/// Whether the workload stands still, or is about to.
+fn is_frozen(view: &View) -> bool {
+    matches!(view.phase, Phase::Pausing | Phase::Paused)
+}
+
+/// Waits until the workload is frozen where it was not, or the other way round. Cancel-safe.
+async fn thaw_or_freeze(view: &mut Option<watch::Receiver<Arc<View>>>, frozen: bool) -> bool {
+    if let Some(view) = view
+        && let Ok(view) = view.wait_for(|view| is_frozen(view) != frozen).await
+    {
+        return is_frozen(&view);
+    }
+    std::future::pending().await
+}
+
+/// What a person is told of it.
+fn notice(frozen: bool) -> AttachEvent {
+    let message = if frozen {
+        "the sandbox is being paused: the command stands still until it is resumed"
+    } else {
+        "the sandbox runs on"
+    };
+    super::event(attach_event::Kind::Notice(Notice { message: message.to_owned() }))
 }
 
 /// A signal that the kernel knows: 1 to 64.

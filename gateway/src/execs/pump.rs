@@ -282,7 +282,8 @@ impl Inbound {
             let frame = tokio::select! {
                 biased;
                 control = self.control.recv(), if control_open => match control {
-                    Some(Control::Frame(frame)) => frame,
+                    Some(Control::Resize { cols, rows }) => Frame::Resize { cols, rows },
+                    Some(Control::Signal(signal)) => Frame::Signal(signal),
                     Some(Control::Ack(ack)) => ack.ack(),
                     Some(Control::Detach) => {
                         return match self.write(send, Frame::Detach).await {

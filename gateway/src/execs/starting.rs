@@ -57,7 +57,11 @@ pub(super) enum Connected {
     /// An open relay and its first frame.
     Relay { relay: Box<Relay>, first: Box<Frame> },
     /// The exec has ended, and its output is not to be had.
-    Over(ExecRecord),
+    Over(Box<ExecRecord>),
+}
+
+fn over(record: ExecRecord) -> Connected {
+    Connected::Over(Box::new(record))
 }
 
 /// How one try ended.
@@ -166,7 +170,7 @@ impl Core {
                 if !self.may_be_delivered(job.exec) {
                     let by = holdfast_wire::api::Cancelled { by: "disconnect".to_owned() };
                     let end = state::ended(Kind::Cancelled(by), Timestamp::now());
-                    return self.finish(job.exec, &end).await.map(Connected::Over);
+                    return self.finish(job.exec, &end).await.map(over);
                 }
                 // It may run: whoever settles it finds a relay without a caller, or none.
                 Err(start_unknown(job.exec, "the caller went away while it was being started"))
@@ -199,7 +203,7 @@ impl Core {
                 return Err(super::not_found(job.handle.name(), job.exec));
             };
             if record.finished.is_some() && !output_may_be_kept(&record) {
-                return Ok(Connected::Over(record));
+                return Ok(over(record));
             }
             let starts = record.state() == ExecState::Accepted && job.start.is_some();
             // The sandbox's view first, so that no change after the look at the session is missed.
@@ -219,7 +223,7 @@ impl Core {
                         "its supervisor was replaced before it was sent",
                         Timestamp::now(),
                     );
-                    return self.finish(job.exec, &end).await.map(Connected::Over);
+                    return self.finish(job.exec, &end).await.map(over);
                 }
                 tokio::select! {
                     _ = view.changed() => {}
@@ -325,7 +329,7 @@ impl Core {
                 if record.finished.is_some() && runs {
                     // Cancelled while it was on its way: what is stored stays, so it must not run on.
                     self.stop_it(relay.session.clone(), job.exec);
-                    return Ok(Tried::Connected(Connected::Over(record)));
+                    return Ok(Tried::Connected(over(record)));
                 }
                 // Started and ended before it could be told; an attached caller's relay brings the end itself.
                 if !job.relay.attach
@@ -381,7 +385,7 @@ impl Core {
         if record.finished.is_some() {
             return Ok(match code {
                 // Its spool has forgotten it; the store has not.
-                RefusedCode::NotFound => Tried::Connected(Connected::Over(record.clone())),
+                RefusedCode::NotFound => Tried::Connected(over(record.clone())),
                 _ => Tried::Failed(refusal(job.exec, *code, message)),
             });
         }
@@ -398,7 +402,7 @@ impl Core {
             // Its own instance, which has said that it runs, does not know it any more.
             let message = "the supervisor no longer keeps the exec";
             let end = state::lost(holdfast_wire::api::LostReason::Unspecified, message, Timestamp::now());
-            return Ok(Tried::Connected(Connected::Over(self.finish(job.exec, &end).await?)));
+            return Ok(Tried::Connected(over(self.finish(job.exec, &end).await?)));
         }
         Ok(Tried::Failed(refusal(job.exec, *code, message)))
     }
@@ -413,12 +417,12 @@ impl Core {
     ) -> Result<Connected, CallError> {
         if record.finished.is_some() {
             // With hope, the output can still be had later: an error. Without, the outcome is all there is.
-            return if error.reason == Reason::NoSession { Err(error) } else { Ok(Connected::Over(record)) };
+            return if error.reason == Reason::NoSession { Err(error) } else { Ok(over(record)) };
         }
         if !starts {
             // What ended the hope may have ended the exec.
             return match self.store.exec(job.exec).await? {
-                Some(record) if record.finished.is_some() => Ok(Connected::Over(record)),
+                Some(record) if record.finished.is_some() => Ok(over(record)),
                 _ => Err(error.with(key::EXEC_ID, job.exec)),
             };
         }

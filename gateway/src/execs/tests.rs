@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use holdfast_drivers::Exit;
 use holdfast_wire::{
     api::{
         AttachEvent, ExecState, Exited, Lost, LostReason, OnDisconnect, OutputAck, StartFailed, StartFailure,
@@ -162,25 +163,27 @@ async fn the_newest_session_supersedes_and_its_calls_are_told() {
     assert_eq!(new.connection.lost(), None);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_start_lost_on_its_way_is_repeated_to_the_same_instance_and_runs_once() {
+/// A first start that ends with the session, before or after the supervisor heard of it.
+async fn a_start_over_two_sessions(first: Act) {
     let world = FakeWorld::new().await;
     let supervisor = world.sandbox(BOX).await;
     let _first = supervisor.attach().await;
     world.session(BOX, 1).await;
     let exec = ExecId::random();
-    supervisor.script([Act::StartAndVanish, Act::Finish { stdout: Bytes::from_static(b"once"), code: 0 }]);
-    let call = async { attach(&world, exec).await.unwrap() };
+    supervisor.script([first, Act::Finish { stdout: Bytes::new(), code: 0 }]);
     let again = async {
         supervisor_lost(&world).await;
         supervisor.attach().await
     };
-    let (attached, _second) = tokio::join!(call, again);
-    let (_, mut output) = attached.split();
-    let (stdout, end) = drain(&mut output).await;
-    // The fake keeps what the first start gave it: nothing was written.
-    assert_eq!((stdout.len(), end.unwrap()), (0, Kind::Exited(Exited { code: 0 })));
-    assert_eq!(supervisor.begun(exec), 1);
+    let (attached, _second) = tokio::join!(attach(&world, exec), again);
+    let end = drain(&mut attached.unwrap().output).await.1;
+    assert_eq!((end.unwrap(), supervisor.begun(exec)), (Kind::Exited(Exited { code: 0 }), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_lost_on_its_way_is_repeated_to_the_same_instance_and_runs_once() {
+    a_start_over_two_sessions(Act::StartAndVanish).await;
+    a_start_over_two_sessions(Act::Vanish).await;
 }
 
 /// Waits until the first session is lost.
@@ -461,6 +464,26 @@ async fn a_quiet_exec_sends_its_caller_keepalives() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_attached_caller_is_told_of_a_pause_and_its_end() {
+    let world = FakeWorld::new().await;
+    let supervisor = world.sandbox(BOX).await;
+    let _link = supervisor.attach().await;
+    supervisor.script([Act::Run { stdout: Bytes::new() }]);
+    let (_input, mut output) = attach(&world, ExecId::random()).await.unwrap().split();
+    assert!(matches!(output.next_event().await.unwrap().unwrap().kind, Some(Event::Started(_))));
+    let mut ready = world.sandboxes.resolve(BOX).unwrap().view();
+    ready.wait_for(|view| view.phase == holdfast_wire::api::Phase::Ready).await.unwrap();
+    for word in ["paused", "runs on"] {
+        match word {
+            "paused" => world.sandboxes.pause(BOX).await.unwrap(),
+            _ => world.sandboxes.resume(BOX).await.unwrap(),
+        };
+        let Some(Event::Notice(notice)) = output.next_event().await.unwrap().unwrap().kind else { panic!() };
+        assert!(notice.message.contains(word), "{}", notice.message);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_reach_the_supervisor_and_an_ended_exec_takes_none() {
     let world = FakeWorld::new().await;
     let supervisor = world.sandbox(BOX).await;
@@ -483,6 +506,21 @@ async fn calls_reach_the_supervisor_and_an_ended_exec_takes_none() {
     assert_eq!(world.execs.signal(BOX, exec, 15).await.unwrap_err().reason, Reason::ExecEnded);
     let nobody = world.execs.get(BOX, ExecId::random()).await.unwrap_err();
     assert_eq!(nobody.reason, Reason::ExecNotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_workload_ends_its_execs_though_the_session_is_silent_only() {
+    let world = FakeWorld::new().await;
+    let supervisor = world.sandbox(BOX).await;
+    let link = supervisor.attach().await;
+    let exec = ExecId::random();
+    supervisor.script([Act::Run { stdout: Bytes::new() }]);
+    world.execs.start(BOX, exec, a_spec(OnDisconnect::Keep), None, &caller()).await.unwrap();
+    world.wire.cut(link.address);
+    let waiting = world.execs.wait(BOX, exec, None);
+    let (info, ()) = tokio::join!(waiting, async { world.machine.kill(supervisor.sandbox, Exit::Signal(9)) });
+    let Some(Kind::Lost(lost)) = info.unwrap().outcome.unwrap().kind else { panic!() };
+    assert_eq!(lost.reason(), LostReason::WorkloadGone);
 }
 
 #[tokio::test(start_paused = true)]

@@ -31,6 +31,7 @@ mod tests;
 
 use std::{
     fmt,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -118,7 +119,7 @@ struct Inner {
     hello: Hello,
     attached_at: jiff::Timestamp,
     since: Instant,
-    link: Link,
+    connection: Connection,
     down: mpsc::Sender<Down>,
     /// Open relays; the session's task beats while there are any.
     relays: watch::Sender<u32>,
@@ -132,19 +133,11 @@ struct Inner {
     probes: AtomicU64,
 }
 
-/// What carries the session.
-enum Link {
-    Quic(Connection),
-    /// For tests that need a session and no supervisor.
-    #[cfg(test)]
-    Fake,
-}
-
 /// What was last seen of the path.
 struct Heard {
     datagrams: u64,
     at: Instant,
-    remote: Option<std::net::SocketAddr>,
+    remote: SocketAddr,
     migrations: u64,
 }
 
@@ -153,11 +146,11 @@ impl Session {
         sandbox: SandboxId,
         epoch: Epoch,
         hello: Hello,
-        link: Link,
+        connection: Connection,
         token: CancellationToken,
     ) -> (Self, mpsc::Receiver<Down>) {
         let (down, queue) = mpsc::channel(DOWN_QUEUE);
-        let (datagrams, remote) = link.sample();
+        let (datagrams, remote) = sample(&connection);
         let session = Self {
             inner: Arc::new(Inner {
                 id: SessionId::random(),
@@ -166,7 +159,7 @@ impl Session {
                 hello,
                 attached_at: jiff::Timestamp::now(),
                 since: Instant::now(),
-                link,
+                connection,
                 down,
                 relays: watch::channel(0).0,
                 reported: watch::channel(false).0,
@@ -178,13 +171,6 @@ impl Session {
             }),
         };
         (session, queue)
-    }
-
-    /// A session without a connection, for tests of whoever keeps sessions. What is sent down comes out of the
-    /// receiver; relays cannot be opened.
-    #[cfg(test)]
-    pub(crate) fn fake(sandbox: SandboxId, epoch: Epoch, hello: Hello) -> (Self, mpsc::Receiver<Down>) {
-        Self::new(sandbox, epoch, hello, Link::Fake, CancellationToken::new())
     }
 
     /// Its own id.
@@ -295,11 +281,7 @@ impl Session {
     /// How the path is.
     #[must_use]
     pub fn path(&self) -> PathStats {
-        match &self.inner.link {
-            Link::Quic(connection) => connection.path(),
-            #[cfg(test)]
-            Link::Fake => PathStats::default(),
-        }
+        self.inner.connection.path()
     }
 
     /// Its supervisor's complete list of execs has been taken.
@@ -359,7 +341,7 @@ impl Session {
             instance: self.instance().to_string(),
             supervisor_version: self.version().to_owned(),
             attached_at: Some(std::time::SystemTime::from(self.attached_at()).into()),
-            remote_address: remote.map(|address| address.to_string()).unwrap_or_default(),
+            remote_address: remote.to_string(),
             rtt: prost_types::Duration::try_from(path.rtt).ok(),
             lost_packets: path.lost_packets,
             sent_packets: path.sent_packets,
@@ -379,20 +361,14 @@ impl Session {
         &self,
         within: Duration,
     ) -> Result<(SendStream, RecvStream), OpenFailure> {
-        let opened = async {
-            match &self.inner.link {
-                Link::Quic(connection) => connection.open_bi(within).await.map_err(|error| match error {
-                    OpenError::Deadline(after) => OpenFailure::Deadline(after),
-                    OpenError::Lost(lost) => OpenFailure::Lost(self.lost().unwrap_or(lost.into())),
-                }),
-                #[cfg(test)]
-                Link::Fake => std::future::pending().await,
-            }
-        };
+        let opened = self.inner.connection.open_bi(within);
         tokio::select! {
             biased;
             lost = self.closed() => Err(OpenFailure::Lost(lost)),
-            opened = opened => opened,
+            opened = opened => opened.map_err(|error| match error {
+                OpenError::Deadline(after) => OpenFailure::Deadline(after),
+                OpenError::Lost(lost) => OpenFailure::Lost(self.lost().unwrap_or(lost.into())),
+            }),
         }
     }
 
@@ -408,15 +384,15 @@ impl Session {
 
     /// Looks at the path: has anything come since the last look, and from where? Says how many datagrams in all.
     fn observe(&self) -> u64 {
-        let (datagrams, remote) = self.inner.link.sample();
+        let (datagrams, remote) = sample(&self.inner.connection);
         let mut heard = self.heard();
         if datagrams != heard.datagrams {
             heard.datagrams = datagrams;
             heard.at = Instant::now();
         }
-        if remote.is_some() && remote != heard.remote {
+        if remote != heard.remote {
             heard.migrations += 1;
-            tracing::info!(sandbox = %self.sandbox(), session = %self.id(), from = ?heard.remote, to = ?remote, "the path has moved");
+            tracing::info!(sandbox = %self.sandbox(), session = %self.id(), from = %heard.remote, to = %remote, "the path has moved");
             metrics::counter!("holdfast_session_migrations_total").increment(1);
             heard.remote = remote;
         }
@@ -428,16 +404,9 @@ impl Session {
     }
 }
 
-impl Link {
-    fn sample(&self) -> (u64, Option<std::net::SocketAddr>) {
-        match self {
-            Self::Quic(connection) => {
-                (connection.path().received_datagrams, Some(connection.remote_address()))
-            }
-            #[cfg(test)]
-            Self::Fake => (0, None),
-        }
-    }
+/// How many datagrams came so far, and whence they come now.
+fn sample(connection: &Connection) -> (u64, SocketAddr) {
+    (connection.path().received_datagrams, connection.remote_address())
 }
 
 impl fmt::Debug for Session {

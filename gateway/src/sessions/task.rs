@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    Link, Lost, Session, Sessions,
+    Lost, Session, Sessions,
     greeting::{self, Peer, Refused},
     state::{Action, State},
 };
@@ -93,8 +93,8 @@ impl Sessions {
         let (reason, away) = (hello.dial_reason.clone(), hello.away);
         metrics::counter!("holdfast_attaches_total", "reason" => greeting::reason_label(&reason))
             .increment(1);
-        let link = Link::Quic(connection.clone());
-        let (session, queue) = Session::new(peer.sandbox, admission.epoch, hello, link, token.child_token());
+        let (session, queue) =
+            Session::new(peer.sandbox, admission.epoch, hello, connection.clone(), token.child_token());
         let span = tracing::Span::current();
         span.record("session", tracing::field::display(session.id()));
         span.record("epoch", tracing::field::display(session.epoch()));
