@@ -11,10 +11,11 @@ use std::{
 use clap::{Args, Subcommand};
 use holdfast_wire::bootstrap::SupervisorConfig;
 
-use crate::{lock::InstanceLock, logs, status, supervise};
-
-/// How a probe's child is called. It never reaches clap: see [`probe_child`].
-const PROBE_CHILD: &str = "--probe-child";
+use crate::{
+    execs::{PROBE_SUBCOMMAND, answer_probe, own_probe},
+    lock::InstanceLock,
+    logs, status, supervise,
+};
 
 /// The subcommand of the `holdfast` binary that is this one.
 const SUBCOMMAND: &str = "supervisor";
@@ -51,31 +52,27 @@ pub fn probe_child() -> Option<ExitCode> {
     if next == SUBCOMMAND {
         next = args.next()?;
     }
-    if next != PROBE_CHILD {
-        return None;
-    }
-    let nonce = args.next().unwrap_or_default();
-    let mut out = io::stdout().lock();
-    let said = out.write_all(nonce.as_encoded_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
-    Some(if said.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    (next == PROBE_SUBCOMMAND).then(|| answer_probe(&args.next().unwrap_or_default()))
 }
 
 /// The command that makes a child which [`probe_child`] answers as: this very binary, called as it was called.
-pub(crate) fn probe_command() -> io::Result<Vec<OsString>> {
-    let mut command = vec![env::current_exe()?.into_os_string()];
+pub(crate) fn probe_command() -> Vec<OsString> {
+    let mut command = own_probe();
     // `holdfast --some-flag supervisor --config …`, too: but what follows --config may be a file of that name.
     if env::args_os().skip(1).take_while(|arg| arg != "--config").any(|arg| arg == SUBCOMMAND) {
-        command.push(SUBCOMMAND.into());
+        command.insert(1, SUBCOMMAND.into());
     }
-    command.push(PROBE_CHILD.into());
-    Ok(command)
+    command
 }
 
 /// Does what the arguments say, to the end of the process. Makes its own runtime, so call it outside of any.
 #[must_use]
 pub fn run(args: SupervisorArgs) -> ExitCode {
     let Some(path) = args.config else {
-        let _ = writeln!(io::stderr(), "error: --config FILE is missing: the file that a driver wrote for this sandbox");
+        let _ = writeln!(
+            io::stderr(),
+            "error: --config FILE is missing: the file that a driver wrote for this sandbox"
+        );
         // The usual code of a wrong command line.
         return ExitCode::from(2);
     };

@@ -71,11 +71,8 @@ struct Changing {
 impl Identity {
     /// Reads the files and checks that they speak for `sandbox`. Blocking, milliseconds.
     pub fn load(files: &IdentityFiles, sandbox: SandboxId) -> Result<Self, IdentityError> {
-        let files = BundleFiles {
-            certificate: files.cert.clone(),
-            key: files.key.clone(),
-            ca: files.ca.clone(),
-        };
+        let files =
+            BundleFiles { certificate: files.cert.clone(), key: files.key.clone(), ca: files.ca.clone() };
         let bundle = files.load()?;
         if bundle.facts().spiffe_id.identity.sandbox_id() != Some(sandbox.0) {
             return Err(IdentityError::OtherSandbox {

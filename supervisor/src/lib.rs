@@ -15,8 +15,8 @@
 //!
 //! The gateway may be away for hours: commands run on, outcomes are kept, the link dials.
 
-mod command;
 pub mod clocks;
+mod command;
 mod control;
 pub mod execs;
 pub mod identity;
@@ -26,8 +26,8 @@ mod lock;
 mod logs;
 mod probe;
 mod relays;
-mod supervise;
 mod status;
+mod supervise;
 pub mod work;
 
 pub use command::{SupervisorArgs, SupervisorCommand, probe_child, run};

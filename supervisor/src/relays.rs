@@ -15,8 +15,7 @@ use holdfast_wire::{
     close::CloseCode,
     control::{Refused, RefusedCode, RelayHeader, RelayReply, relay_header::Kind, relay_reply},
     ids::RelayId,
-    limits,
-    timing,
+    limits, timing,
     transport::{Connection, Lost, MessageReader, RecvStream, SendStream, StreamError},
 };
 use tokio::{sync::watch, task::JoinSet};
@@ -78,13 +77,13 @@ fn admit(
 
 async fn relay(mut send: SendStream, recv: RecvStream, work: Arc<dyn Work>) {
     let mut recv = MessageReader::new(recv);
-    let header = tokio::time::timeout(
-        timing::ACCEPT_TIMEOUT,
-        recv.message::<RelayHeader>(limits::MAX_RELAY_HEADER),
-    );
+    let header =
+        tokio::time::timeout(timing::ACCEPT_TIMEOUT, recv.message::<RelayHeader>(limits::MAX_RELAY_HEADER));
     let header = match header.await {
         Ok(Ok(Some(header))) => header,
-        Ok(Ok(None)) => return refuse_stream(&mut send, &mut recv, &StreamError::Finished("a relay's header")),
+        Ok(Ok(None)) => {
+            return refuse_stream(&mut send, &mut recv, &StreamError::Finished("a relay's header"));
+        }
         Ok(Err(error)) => return refuse_stream(&mut send, &mut recv, &error),
         Err(_) => {
             tracing::warn!(within = ?timing::ACCEPT_TIMEOUT, "a relay's header did not come in time");

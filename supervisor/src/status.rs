@@ -108,6 +108,9 @@ mod tests {
         drop(sender);
         keep(dir.path().to_owned(), receiver, CancellationToken::new()).await;
         let written = read(dir.path()).unwrap();
-        assert!(written.attached() && written.to_string().starts_with("attached (epoch 7) since "), "{written}");
+        assert!(
+            written.attached() && written.to_string().starts_with("attached (epoch 7) since "),
+            "{written}"
+        );
     }
 }

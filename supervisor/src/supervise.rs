@@ -52,8 +52,6 @@ pub(crate) enum RunError {
     Lock(#[from] LockError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    #[error("finding the path of this binary, which the exec probe runs: {0}")]
-    OwnPath(io::Error),
     #[error("starting the runtime: {0}")]
     Runtime(io::Error),
     #[error("listening for signals: {0}")]
@@ -78,7 +76,7 @@ pub(crate) fn run(config: SupervisorConfig) -> Result<(), RunError> {
     init::shield_from_oom_killer();
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     let identity = Identity::load(&config.identity, config.sandbox_id)?;
-    let probe = command::probe_command().map_err(RunError::OwnPath)?;
+    let probe = command::probe_command();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -115,7 +113,7 @@ async fn supervise(
             base_env: base_env(std::env::vars_os()),
             default_user: None,
             max_execs: limits::MAX_EXECS,
-            spawner: Arc::new(RealSpawner::new()),
+            spawner: Arc::new(RealSpawner::among(children)),
             sandbox_id: config.sandbox_id,
             probe,
         },

@@ -40,7 +40,9 @@ async fn orphans_are_collected_and_own_children_keep_their_status() {
             let _ = tokio::time::timeout(std::time::Duration::from_millis(20), ended.recv()).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), gone).await.expect("no child is left, dead or alive");
+    tokio::time::timeout(std::time::Duration::from_secs(10), gone)
+        .await
+        .expect("no child is left, dead or alive");
     token.cancel();
     tasks.join_next().await.unwrap().unwrap().unwrap();
 }

@@ -112,7 +112,11 @@ impl Session {
             End::Broken(StreamError::Lost(lost)) => return lost,
             End::Broken(error) => {
                 tracing::error!(%error, "the control stream broke; closing the connection");
-                (Lost::Transport(format!("the control stream broke: {error}")), error.close_code(), error.to_string())
+                (
+                    Lost::Transport(format!("the control stream broke: {error}")),
+                    error.close_code(),
+                    error.to_string(),
+                )
             }
             End::Left(reason) => (Lost::ClosedHere, CloseCode::SUPERVISOR_STOPPING, reason),
         };

@@ -135,7 +135,12 @@ impl Control {
             Some(Body::Settings(settings)) => self.tune(Tuning::from_settings(&settings)).await,
             Some(Body::GoAway(go)) => {
                 let within = Duration::from_millis(go.reconnect_after_ms);
-                tracing::info!(?within, to = go.to, reason = go.reason, "the gateway asks this supervisor to go");
+                tracing::info!(
+                    ?within,
+                    to = go.to,
+                    reason = go.reason,
+                    "the gateway asks this supervisor to go"
+                );
                 let to = (!go.to.is_empty()).then_some(go.to);
                 self.tell(News::GoAway { within, to }).await;
             }
@@ -145,7 +150,10 @@ impl Control {
             }
             Some(Body::Certificate(certificate)) => self.renewal.on_certificate(certificate),
             Some(Body::Suspending(suspending)) => {
-                tracing::info!(grace_ms = suspending.grace_ms, "the gateway is about to suspend this sandbox");
+                tracing::info!(
+                    grace_ms = suspending.grace_ms,
+                    "the gateway is about to suspend this sandbox"
+                );
             }
             Some(Body::Resumed(resumed)) => self.prove(Duration::from_millis(resumed.away_ms)),
             Some(Body::Welcome(_) | Body::Refuse(_)) => {

@@ -1,7 +1,7 @@
 //! Collects orphans, and only orphans.
 //!
 //! ```text
-//!   SIGCHLD, or one of ours waited for ──▶ peek at a zombie (WNOWAIT) ── ours? ──▶ leave it, wait for its owner
+//!   SIGCHLD, a start over, one of ours waited for ──▶ peek at a zombie (WNOWAIT) ── ours? ──▶ leave it, wait for its owner
 //!                                                 ▲                   └─ orphan ──▶ collect that pid ──┐
 //!                                                 └──────────────────────────────────────────────────┘
 //! ```
@@ -26,7 +26,7 @@ pub async fn reap(children: Children, token: CancellationToken) -> std::io::Resu
         collect(&children);
         tokio::select! {
             _ = born_dead.recv() => {}
-            () = children.forgotten() => {}
+            () = children.changed() => {}
             () = token.cancelled() => return Ok(()),
         }
     }
@@ -35,11 +35,12 @@ pub async fn reap(children: Children, token: CancellationToken) -> std::io::Resu
 /// Collects all orphans that can be seen now; how many there were.
 fn collect(children: &Children) -> usize {
     let mut collected = 0;
-    while children.excluding(|ours| {
+    let one = |ours: &dyn Fn(u32) -> bool| {
         let Some(zombie) = peek() else { return false };
         let own = u32::try_from(zombie.as_raw()).is_ok_and(ours);
         !own && take(zombie)
-    }) {
+    };
+    while children.excluding(one) == Some(true) {
         collected += 1;
     }
     if collected > 0 {

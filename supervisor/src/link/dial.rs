@@ -24,7 +24,9 @@ use holdfast_wire::{
     ids::{Epoch, Generation, IdError, Instance, SandboxId, SessionId},
     limits, timing,
     timing::Tuning,
-    transport::{Connection, DialError, Dialer, EndpointError, MessageReader, OpenError, SendStream, StreamError},
+    transport::{
+        Connection, DialError, Dialer, EndpointError, MessageReader, OpenError, SendStream, StreamError,
+    },
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -113,7 +115,8 @@ pub(super) async fn dial(
         () = unwanted.cancelled() => return Err((Failure::Abandoned, Error::Abandoned)),
         connected = connect(target, seams, tools, order) => connected.map_err(before)?,
     };
-    let (send, recv) = connected.connection.open_bi(timing::OPEN_TIMEOUT).await.map_err(|error| before(error.into()))?;
+    let (send, recv) =
+        connected.connection.open_bi(timing::OPEN_TIMEOUT).await.map_err(|error| before(error.into()))?;
     send.set_priority(CONTROL_PRIORITY);
     if unwanted.is_cancelled() {
         return Err((Failure::Abandoned, Error::Abandoned));
@@ -215,7 +218,12 @@ impl Greeting {
             },
             Ok(Err(refused)) => {
                 let end = self.refused(tools, &refused).await;
-                self.close(if matches!(end.0, Failure::Renewed) { CloseCode::RENEWED } else { CloseCode::DONE }).await;
+                self.close(if matches!(end.0, Failure::Renewed) {
+                    CloseCode::RENEWED
+                } else {
+                    CloseCode::DONE
+                })
+                .await;
                 Err(end)
             }
             Err(error) => {
@@ -294,7 +302,11 @@ impl Greeting {
     }
 
     /// The next message that `wanted` takes; others are skipped, as an older gateway's or a newer one's.
-    async fn hear<T>(&mut self, what: &'static str, wanted: impl Fn(down::Body) -> Option<T>) -> Result<T, Error> {
+    async fn hear<T>(
+        &mut self,
+        what: &'static str,
+        wanted: impl Fn(down::Body) -> Option<T>,
+    ) -> Result<T, Error> {
         let heard = async {
             loop {
                 let message = self.recv.message::<Down>(limits::MAX_MESSAGE).await?;

@@ -224,7 +224,12 @@ mod tests {
     }
 
     /// Looks whenever a look is due until `for_long` has passed in silence; the acts with their times.
-    fn silence(liveness: &mut Liveness, start: Instant, received: u64, for_long: Duration) -> Vec<(Duration, Act)> {
+    fn silence(
+        liveness: &mut Liveness,
+        start: Instant,
+        received: u64,
+        for_long: Duration,
+    ) -> Vec<(Duration, Act)> {
         let (mut now, mut seen) = (start, Vec::new());
         while let Some(next) = liveness.next_look(now).filter(|next| *next <= start + for_long) {
             now = next;
@@ -304,7 +309,11 @@ mod tests {
         let acts = liveness.look(5, RTT, start + ms(60_000));
         assert!(!acts.contains(&Act::Suspect) && !acts.contains(&Act::Rebind), "{acts:?}");
         let seen = silence(&mut liveness, start + ms(60_000), 5, ms(3500));
-        assert_eq!(first(&seen, |act| *act == Act::Suspect), Some(ms(3000)), "and blames it when it is silent");
+        assert_eq!(
+            first(&seen, |act| *act == Act::Suspect),
+            Some(ms(3000)),
+            "and blames it when it is silent"
+        );
     }
 
     proptest! {

@@ -163,8 +163,7 @@ impl SystemResolver {
         let failed = |reason: String| ResolveError::Lookup { host: host.to_owned(), reason };
         let (config, options) = hickory_resolver::system_conf::parse_resolv_conf(text)
             .map_err(|error| failed(format!("{}: {error}", self.resolv_conf.display())))?;
-        let mut builder =
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options;
         let options = builder.options_mut();
         options.timeout = options.timeout.min(QUESTION_TIMEOUT);
@@ -196,7 +195,9 @@ fn in_hosts(text: &[u8], name: &Name) -> Vec<IpAddr> {
     [RecordType::A, RecordType::AAAA]
         .into_iter()
         .filter_map(|kind| hosts.lookup_static_host(&Query::query(name.clone(), kind)))
-        .flat_map(|found| found.answers().iter().filter_map(|record| record.data.ip_addr()).collect::<Vec<_>>())
+        .flat_map(|found| {
+            found.answers().iter().filter_map(|record| record.data.ip_addr()).collect::<Vec<_>>()
+        })
         .collect()
 }
 
@@ -247,8 +248,11 @@ mod tests {
         let (_dir, resolver) = resolver("# nothing\n", None);
         let error = addresses_of(&resolver, "gateway.example:1").await.unwrap_err().to_string();
         assert!(error.contains("gateway.example") && error.contains("resolv.conf"), "{error}");
-        std::fs::write(&resolver.hosts, "10.0.0.7 other\n10.0.0.8 x gateway.example # us\nfd00::8 gateway.example\n")
-            .unwrap();
+        std::fs::write(
+            &resolver.hosts,
+            "10.0.0.7 other\n10.0.0.8 x gateway.example # us\nfd00::8 gateway.example\n",
+        )
+        .unwrap();
         let found = addresses_of(&resolver, "gateway.example:1").await.unwrap();
         assert_eq!(found, ["10.0.0.8:1".parse().unwrap(), "[fd00::8]:1".parse().unwrap()]);
     }

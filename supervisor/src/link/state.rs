@@ -195,7 +195,9 @@ impl State {
         let mut actions = Vec::new();
         match event {
             Event::Start => self.dial_now(Cause::NoSession, now, &mut actions),
-            Event::Attached { dial, epoch, gateway } => self.attached(dial, epoch, gateway, now, &mut actions),
+            Event::Attached { dial, epoch, gateway } => {
+                self.attached(dial, epoch, gateway, now, &mut actions)
+            }
             Event::DialFailed { dial, failure } => self.dial_failed(dial, &failure, now, busy, &mut actions),
             Event::Lost { dial, lost } => self.lost(dial, &lost, now, busy),
             Event::Suspect { dial } => self.suspect(dial, now, &mut actions),
@@ -509,7 +511,10 @@ mod tests {
         let (mut machine, first) = Machine::attached(5);
         let second = dialled(&machine.on(Event::Suspect { dial: first })).unwrap();
         // Retired before the other is activated: no relay of the old one lives when the new one reports.
-        assert_eq!(machine.welcome(second, 6), [Action::Retire { dial: first }, Action::Activate { dial: second }]);
+        assert_eq!(
+            machine.welcome(second, 6),
+            [Action::Retire { dial: first }, Action::Activate { dial: second }]
+        );
         // What becomes of the first is no news.
         assert_eq!(machine.on(Event::Lost { dial: first, lost: closed(CloseCode::SUPERSEDED) }), []);
         assert_eq!(machine.state.phase(machine.now), Phase::Attached { epoch: Epoch(6) });
@@ -598,7 +603,10 @@ mod tests {
             (waited, dial) = machine.until_dialled();
             longest = longest.max(waited);
         }
-        assert!(longest > timing::REDIAL_CAP_IDLE / 2, "a gateway that always closes is not hammered: {longest:?}");
+        assert!(
+            longest > timing::REDIAL_CAP_IDLE / 2,
+            "a gateway that always closes is not hammered: {longest:?}"
+        );
     }
 
     #[test]

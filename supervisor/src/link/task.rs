@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use holdfast_wire::transport::Lost;
 use tokio::{
     sync::{mpsc, watch},
-    task::{Id, JoinSet},
+    task::{Id, JoinError, JoinSet},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,9 @@ const NEWS: usize = 16;
 /// Orders to one session: more than can be given before it looks.
 const ORDERS: usize = 8;
 
+/// What a dial's task ends with.
+type Dialled = Result<Attached, (Failure, dial::Error)>;
+
 pub(super) struct Link {
     target: Arc<Target>,
     seams: Seams,
@@ -30,7 +33,7 @@ pub(super) struct Link {
     state: State,
     busy: watch::Receiver<usize>,
     status: watch::Sender<Status>,
-    dials: JoinSet<Result<Attached, (Failure, dial::Error)>>,
+    dials: JoinSet<Dialled>,
     dialling: HashMap<Id, (Dial, CancellationToken)>,
     /// Welcomed, and not activated or retired yet.
     fresh: Option<(Dial, Attached)>,
@@ -145,16 +148,12 @@ impl Link {
         let (target, seams, tools) = (Arc::clone(&self.target), self.seams.clone(), self.tools.clone());
         let (number, unwanted) = (order.dial, CancellationToken::new());
         let token = unwanted.clone();
-        let task =
-            self.dials.spawn(async move { dial::dial(&target, &seams, &tools, &order, &token).await });
+        let task = self.dials.spawn(async move { dial::dial(&target, &seams, &tools, &order, &token).await });
         self.dialling.insert(task.id(), (number, unwanted));
     }
 
-    fn dial_ended(
-        &mut self,
-        ended: Result<(Id, Result<Attached, (Failure, dial::Error)>), tokio::task::JoinError>,
-    ) -> Wake {
-        let id = ended.as_ref().map_or_else(tokio::task::JoinError::id, |(id, _)| *id);
+    fn dial_ended(&mut self, ended: Result<(Id, Dialled), JoinError>) -> Wake {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let Some((dial, _)) = self.dialling.remove(&id) else { return Wake::Nothing };
         let failure = match ended {
             Ok((_, Ok(attached))) => {
@@ -183,8 +182,8 @@ impl Link {
         Wake::Event(Event::DialFailed { dial, failure })
     }
 
-    fn session_ended(&mut self, ended: Result<(Id, Lost), tokio::task::JoinError>) -> Wake {
-        let id = ended.as_ref().map_or_else(tokio::task::JoinError::id, |(id, _)| *id);
+    fn session_ended(&mut self, ended: Result<(Id, Lost), JoinError>) -> Wake {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let Some(Active { dial, .. }) = self.active.remove(&id) else { return Wake::Nothing };
         let lost = match ended {
             Ok((_, lost)) => lost,
@@ -223,19 +222,18 @@ impl Link {
         }
         // Welcomed, but older than what is held.
         if let Some((_, attached)) = self.fresh.take_if(|(fresh, _)| *fresh == dial) {
-            attached.session.connection.close(
-                holdfast_wire::close::CloseCode::UNRESPONSIVE,
-                "a newer connection is held already",
-            );
+            attached
+                .session
+                .connection
+                .close(holdfast_wire::close::CloseCode::UNRESPONSIVE, "a newer connection is held already");
         }
     }
 
     fn order(&self, dial: Dial, order: control::Order) {
-        for session in self.active.values().filter(|session| session.dial == dial) {
-            if session.orders.try_send(order).is_err() {
-                tracing::warn!(dial = dial.0, "the session takes no orders now");
-            }
-            return;
+        if let Some(session) = self.active.values().find(|session| session.dial == dial)
+            && session.orders.try_send(order).is_err()
+        {
+            tracing::warn!(dial = dial.0, "the session takes no orders now");
         }
     }
 

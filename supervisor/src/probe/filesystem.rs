@@ -130,7 +130,8 @@ fn write_and_read(workspace: &Path) -> Result<(), Failure> {
         if back == token {
             return Ok(());
         }
-        let source = io::Error::other(format!("{} bytes written, {} other bytes read", token.len(), back.len()));
+        let source =
+            io::Error::other(format!("{} bytes written, {} other bytes read", token.len(), back.len()));
         Err(failed("comparing")(source))
     })();
     let removed = std::fs::remove_file(&path).map_err(failed("removing"));
@@ -183,7 +184,11 @@ mod tests {
         assert!(!result.ok && result.message.contains("still hang"), "{result:?}");
         drop(stuck);
         let result = probe.probe(in_a_second()).await;
-        assert_eq!(result.errno, rustix::io::Errno::NOENT.raw_os_error(), "they came back, so it tries again");
+        assert_eq!(
+            result.errno,
+            rustix::io::Errno::NOENT.raw_os_error(),
+            "they came back, so it tries again"
+        );
     }
 
     #[tokio::test]

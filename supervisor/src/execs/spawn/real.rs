@@ -36,6 +36,7 @@ use super::{
     pty,
     users::{self, Account},
 };
+use crate::init::{Children, OwnChild};
 
 /// Rounds of killing where the kernel does it one by one: a fork bomb may need several, a D state is not cured by
 /// more.
@@ -58,6 +59,8 @@ struct Machine {
     etc: PathBuf,
     /// Cgroups in which something still lived when their execs ended: removed once it is gone.
     stale: Mutex<Vec<Cgroup>>,
+    /// Keeps the collector of orphans away from our own processes.
+    children: Children,
 }
 
 impl Default for RealSpawner {
@@ -73,6 +76,13 @@ impl RealSpawner {
         let machine = Machine::look();
         tracing::debug!(?machine, "processes can be started");
         Self { machine: Arc::new(machine) }
+    }
+
+    /// Looks at what this machine offers, as the first process of a PID namespace: what is started is noted in
+    /// `children`, so that it is not collected as an orphan.
+    #[must_use]
+    pub fn among(children: Children) -> Self {
+        Self { machine: Arc::new(Machine { children, ..Machine::look() }) }
     }
 
     /// Without cgroups, whatever the machine offers: processes are then found by session and marker.
@@ -139,6 +149,7 @@ impl Machine {
             reset_oom: adjusted.trim().parse().is_ok_and(|score: i32| score < 0),
             etc: "/etc".into(),
             stale: Mutex::default(),
+            children: Children::default(),
         }
     }
 
@@ -177,10 +188,14 @@ impl Machine {
         child::prepare(&mut command, plan);
         let mut command = tokio::process::Command::from(command);
         command.kill_on_drop(true);
-        let child = command.spawn();
+        let child = self.children.spawn(|| {
+            let child = command.spawn()?;
+            let pid = child.id();
+            Ok((child, pid))
+        });
         // With it go our copies of the child's ends, and of the report pipe's.
         drop(command);
-        let child = child.map_err(|error| {
+        let (child, mark) = child.map_err(|error: io::Error| {
             if let Some(cgroup) = &cgroup {
                 cgroup.remove();
             }
@@ -202,7 +217,7 @@ impl Machine {
             stdin: streams.stdin,
             stdout: streams.stdout,
             stderr: streams.stderr,
-            wait: Box::pin(wait(child, leader.family.cgroup.clone())),
+            wait: Box::pin(wait(child, mark, leader.family.cgroup.clone())),
             control: Box::new(leader),
         })
     }
@@ -324,8 +339,9 @@ fn explain(
     }
 }
 
-async fn wait(mut child: tokio::process::Child, cgroup: Option<Cgroup>) -> io::Result<Exit> {
+async fn wait(mut child: tokio::process::Child, mark: OwnChild, cgroup: Option<Cgroup>) -> io::Result<Exit> {
     let status: ExitStatus = child.wait().await?;
+    drop(mark);
     let Some(signal) = status.signal() else {
         return Ok(Exit::Code(status.code().unwrap_or(-1)));
     };

@@ -24,15 +24,13 @@ use holdfast_wire::{
     bootstrap::IdentityFiles,
     close::CloseCode,
     control::{
-        Accepted, Certificate, Down, ExecCall, ExecRelay, Health, Hello, ProbeResult, Refuse, RelayHeader, RelayReply,
-        Settings, Up, Welcome, down, relay_header, relay_reply, up,
+        Accepted, Certificate, Down, ExecCall, ExecRelay, Health, Hello, ProbeResult, Refuse, RelayHeader,
+        RelayReply, Settings, Up, Welcome, down, relay_header, relay_reply, up,
     },
     ids::{Generation, Instance, RelayId, SandboxId, SessionId},
     limits,
     timing::Tuning,
-    transport::{
-        Connection, Listener, MessageReader, Profile, Role, SendStream, ServerKeys, Socket,
-    },
+    transport::{Connection, Listener, MessageReader, Profile, Role, SendStream, ServerKeys, Socket},
 };
 use tempfile::TempDir;
 use tokio::{net::UdpSocket, sync::watch, task::JoinSet};
@@ -78,7 +76,8 @@ impl World {
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let directory = tempfile::tempdir().unwrap();
         let authority =
-            CertificateAuthority::open_or_create(&directory.path().join("ca"), TrustDomain::default()).unwrap();
+            CertificateAuthority::open_or_create(&directory.path().join("ca"), TrustDomain::default())
+                .unwrap();
         Self { directory, authority, sandbox: SandboxId::random(), work: Arc::new(FakeWork::default()) }
     }
 
@@ -138,11 +137,16 @@ pub(super) struct FakeGateway {
 
 impl FakeGateway {
     fn listen(authority: &CertificateAuthority, _directory: &Path) -> Self {
-        let issued = authority.issue(&Holder::gateway("gw-1").unwrap(), Duration::from_secs(3600), &[]).unwrap();
+        let issued =
+            authority.issue(&Holder::gateway("gw-1").unwrap(), Duration::from_secs(3600), &[]).unwrap();
         let identity = LiveIdentity::new(&issued.into_bundle(authority.anchors()).unwrap());
-        let tls =
-            tls::gateway_quic_server_config(&identity, authority.anchors(), Arc::new(NothingRefused), &[ALPN])
-                .unwrap();
+        let tls = tls::gateway_quic_server_config(
+            &identity,
+            authority.anchors(),
+            Arc::new(NothingRefused),
+            &[ALPN],
+        )
+        .unwrap();
         let socket = Socket::Bind("127.0.0.1:0".parse().unwrap());
         let listener =
             Listener::bind(socket, tls, &ServerKeys::derive(&[9; 32]), Profile::new(Role::Gateway)).unwrap();
@@ -159,7 +163,8 @@ impl FakeGateway {
                 let Ok(connection) = incoming.accept().await else { continue };
                 let Ok((send, recv)) = connection.accept_bi().await else { continue };
                 let mut recv = MessageReader::new(recv);
-                let Ok(Some(Up { body: Some(up::Body::Hello(hello)) })) = recv.message(limits::MAX_MESSAGE).await
+                let Ok(Some(Up { body: Some(up::Body::Hello(hello)) })) =
+                    recv.message(limits::MAX_MESSAGE).await
                 else {
                     panic!("the first message is the Hello")
                 };
@@ -256,7 +261,11 @@ impl FakeSession {
             })
             .await;
         let signed = world.authority.sign_csr(&csr, &world.holder(), life).unwrap();
-        self.down(down::Body::Certificate(Certificate { chain: signed.cert_chain_pem, error: String::new() })).await;
+        self.down(down::Body::Certificate(Certificate {
+            chain: signed.cert_chain_pem,
+            error: String::new(),
+        }))
+        .await;
     }
 
     /// Opens a relay of `kind`; the streams after the reply.
@@ -406,8 +415,29 @@ pub(super) struct FakeNat {
 struct NatState {
     mappings: HashMap<SocketAddr, Arc<UdpSocket>>,
     dead: Vec<SocketAddr>,
-    /// So many new mappings are born dead.
-    stillborn: usize,
+    /// New mappings that are born dead.
+    stillborn: Stillborn,
+}
+
+/// Which flows a NAT lets nothing through of from their first packet on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Stillborn {
+    #[default]
+    None,
+    /// Those that do not begin with a QUIC handshake (a long header): a connection that moved to a new socket.
+    Moved,
+    All,
+}
+
+impl Stillborn {
+    fn takes(self, first_packet: &[u8]) -> bool {
+        let handshake = first_packet.first().is_some_and(|first| first & 0x80 != 0);
+        match self {
+            Self::None => false,
+            Self::Moved => !handshake,
+            Self::All => true,
+        }
+    }
 }
 
 impl FakeNat {
@@ -431,12 +461,12 @@ impl FakeNat {
                         {
                             let mut state = shared.lock().unwrap();
                             state.mappings.insert(source, Arc::clone(&mapping));
-                            if state.stillborn > 0 {
-                                state.stillborn -= 1;
+                            if state.stillborn.takes(&buffer[..n]) {
                                 state.dead.push(source);
                             }
                         }
-                        let (back, outside, shared) = (Arc::clone(&mapping), Arc::clone(&outside), Arc::clone(&shared));
+                        let (back, outside, shared) =
+                            (Arc::clone(&mapping), Arc::clone(&outside), Arc::clone(&shared));
                         returning.spawn(async move {
                             let mut buffer = vec![0; 65536];
                             while let Ok(n) = back.recv(&mut buffer).await {
@@ -456,8 +486,8 @@ impl FakeNat {
         Self { address, state, _tasks: tasks }
     }
 
-    /// Lets all mappings die that there are, and the next `stillborn` ones.
-    pub(super) fn forget(&self, stillborn: usize) {
+    /// Lets all mappings die that there are, and such new ones.
+    pub(super) fn forget(&self, stillborn: Stillborn) {
         let mut state = self.state.lock().unwrap();
         let sources: Vec<SocketAddr> = state.mappings.keys().copied().collect();
         state.dead.extend(sources);
@@ -466,6 +496,8 @@ impl FakeNat {
 
     /// All mappings live again.
     pub(super) fn heal(&self) {
-        self.state.lock().unwrap().dead.clear();
+        let mut state = self.state.lock().unwrap();
+        state.dead.clear();
+        state.stillborn = Stillborn::None;
     }
 }

@@ -20,7 +20,7 @@ use holdfast_wire::{
 use tokio::time::Instant;
 
 use super::Phase;
-use fakes::{FakeNat, PANIC, World, echoes, soon};
+use fakes::{FakeNat, PANIC, Stillborn, World, echoes, soon};
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -98,7 +98,7 @@ async fn heartbeats_are_echoed_and_sent_only_while_a_relay_is_open() {
     let mut own = 0;
     session
         .until("an echo", |body| match body {
-            up::Body::Heartbeat(beat) if beat.echo => Some(assert_eq!(beat.seq, 9)),
+            up::Body::Heartbeat(Heartbeat { seq: 9, echo: true }) => Some(()),
             up::Body::Heartbeat(_) => {
                 own += 1;
                 None
@@ -292,7 +292,7 @@ async fn a_stale_mapping_is_cured_by_a_new_socket_and_the_session_goes_on() {
     let (mut send, mut recv) = session.echo_relay().await;
     echoes(&mut send, &mut recv, "before").await;
     let before = session.connection.remote_address();
-    nat.forget(0);
+    nat.forget(Stillborn::None);
     let forgotten_at = Instant::now();
     // What is sent now is lost, and comes again once the path does.
     send.write(Bytes::from_static(b"after")).await.unwrap();
@@ -318,7 +318,7 @@ async fn a_silent_session_is_replaced_and_its_relays_end_before_the_new_one_repo
     first.health(0).await;
     assert_eq!(world.work.serving.load(Ordering::SeqCst), 1);
     // The mapping, and the one of the rebind: only a new connection gets through.
-    nat.forget(1);
+    nat.forget(Stillborn::Moved);
     let forgotten_at = Instant::now();
     let mut second = gateway.accept().await;
     assert!(forgotten_at.elapsed() >= ms(2500), "{:?}", forgotten_at.elapsed());
@@ -343,7 +343,7 @@ async fn a_dial_that_is_not_wanted_any_more_ends_before_its_hello() {
     let mut session = gateway.welcome(1).await;
     let (mut send, mut recv) = session.echo_relay().await;
     // Neither the rebound socket nor the second connection gets through; then all mappings come back.
-    nat.forget(2);
+    nat.forget(Stillborn::All);
     let answering = session.until("heartbeats, for ever", |_| None::<()>);
     let healing = async {
         tokio::time::sleep(ms(3700)).await;
@@ -408,7 +408,9 @@ async fn a_renewal_that_is_asked_for_comes_with_a_new_key_and_a_bad_answer_chang
     // A certificate for somebody else, whatever its signature.
     let other = holdfast_certs::Identity::sandbox(holdfast_wire::ids::SandboxId::random().0);
     let signed = world.authority.sign_csr(&csr, &other, Duration::from_secs(3600)).unwrap();
-    session.down(down::Body::Certificate(Certificate { chain: signed.cert_chain_pem, error: String::new() })).await;
+    session
+        .down(down::Body::Certificate(Certificate { chain: signed.cert_chain_pem, error: String::new() }))
+        .await;
     session.health(0).await;
     session.down(down::Body::RenewCertificate(RenewCertificate {})).await;
     let again = session.until("another request", request).await;
@@ -429,7 +431,8 @@ async fn an_expired_certificate_is_renewed_on_the_connection_that_refuses_it() {
     let session = gateway.welcome(1).await;
     assert!(renewed_at.elapsed() < ms(1500), "at once: {:?}", renewed_at.elapsed());
     assert_eq!(refused.close_code().await, CloseCode::RENEWED);
-    let shown = holdfast_certs::CertificateFacts::from_certificate(&session.connection.peer_certificate().unwrap());
+    let shown =
+        holdfast_certs::CertificateFacts::from_certificate(&session.connection.peer_certificate().unwrap());
     assert!(!shown.unwrap().expired_at(SystemTime::now()));
 }
 
@@ -450,7 +453,10 @@ async fn leaving_is_said_last_and_closes_with_stopping() {
         seen
     };
     let ((), seen) = tokio::join!(leaving, soon("the end of the stream", hearing));
-    assert!(matches!(seen.last(), Some(up::Body::Leaving(leaving)) if leaving.reason == "a test"), "{seen:?}");
+    assert!(
+        matches!(seen.last(), Some(up::Body::Leaving(leaving)) if leaving.reason == "a test"),
+        "{seen:?}"
+    );
     assert!(seen.iter().any(|body| matches!(body, up::Body::Execs(report) if !report.complete)));
     assert_eq!(session.close_code().await, CloseCode::SUPERVISOR_STOPPING);
 }
@@ -463,7 +469,9 @@ async fn a_gateway_that_comes_up_late_is_found_and_leaving_without_one_is_quick(
     drop(gateway);
     let link = world.link(&[address]);
     let mut status = link.status();
-    soon("a failed dial", status.wait_for(|status| matches!(status.phase, Phase::Waiting { .. }))).await.unwrap();
+    soon("a failed dial", status.wait_for(|status| matches!(status.phase, Phase::Waiting { .. })))
+        .await
+        .unwrap();
     let started = Instant::now();
     link.leave("a test").await;
     assert!(started.elapsed() < ms(1000), "{:?}", started.elapsed());
