@@ -262,7 +262,9 @@ impl State {
             self.wanted.made = generation;
         }
         // One that is still being made may be taken back, and made again.
-        if generation == self.wanted.generation && !matches!(state, WorkloadState::Creating | WorkloadState::Gone) {
+        if generation == self.wanted.generation
+            && !matches!(state, WorkloadState::Creating | WorkloadState::Gone)
+        {
             self.wanted.made = generation;
         }
         if generation == self.wanted.generation || generation == Generation(0) {

@@ -690,7 +690,8 @@ fn wanted(record: &SandboxRecord, driver: &str) -> Wanted {
 /// A console's end as text: what cannot be shown is replaced, lines are kept.
 fn legible(tail: &[u8]) -> String {
     let text = String::from_utf8_lossy(tail);
-    text.trim().chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
+    let text: String = text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
+    text.trim().to_owned()
 }
 
 /// The view of a state. A condition's time is kept while its status is what it was.
