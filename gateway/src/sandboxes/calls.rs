@@ -9,6 +9,7 @@ use holdfast_drivers::{
 use holdfast_wire::{
     api,
     ids::{Generation, SandboxId},
+    limits,
 };
 use tokio::time::timeout;
 
@@ -25,9 +26,12 @@ const SHORT: Duration = Duration::from_secs(30);
 /// What a stop may take beyond its grace.
 const STOP_SLACK: Duration = Duration::from_secs(30);
 /// From the notice to the freeze, so that the notice leaves the machine and is acted upon.
-const PAUSE_NOTICE: Duration = Duration::from_millis(200);
+pub(super) const PAUSE_NOTICE: Duration = Duration::from_millis(200);
 /// Removing a workspace of many files.
 const DELETE: Duration = Duration::from_secs(120);
+
+/// The longest image reference, in bytes. Registries allow 255 for a name and 128 for a tag.
+const MAX_IMAGE: usize = 1024;
 
 /// What a sandbox asks of the driver; one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,6 +205,11 @@ fn workload(
     let spec = &record.spec;
     if spec.env.len() > MAX_ENTRIES || spec.labels.len() > MAX_ENTRIES {
         return Err(CallError::invalid("spec", format!("more than {MAX_ENTRIES} variables or labels")));
+    }
+    for (field, text, most) in [("image", &spec.image, MAX_IMAGE), ("user", &spec.user, limits::MAX_USER)] {
+        if text.len() > most {
+            return Err(CallError::invalid(field, format!("{} bytes, at most {most} are allowed", text.len())));
+        }
     }
     let text = |text: &String| (!text.is_empty()).then(|| text.clone());
     Ok(WorkloadSpec {

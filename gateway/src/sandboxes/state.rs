@@ -91,7 +91,7 @@ pub(super) struct State {
     admitted: Epoch,
     /// The newest generation whose supervisor has dialled.
     dialled: Generation,
-    /// The newest epoch that was attached.
+    /// The newest epoch that was attached, or has ended: only newer ones are taken.
     newest: Epoch,
     /// Why there is no session any more.
     lost: Option<String>,
@@ -202,7 +202,7 @@ impl State {
             link: None,
             admitted: epoch,
             dialled: wanted.attached,
-            newest: Epoch(0),
+            newest: epoch,
             lost: None,
             probes: None,
             proven: wanted.attached,
@@ -477,6 +477,11 @@ impl State {
         self.admitted
     }
 
+    /// No exec was sent by a session with a newer epoch than this.
+    pub(super) fn newest(&self) -> Epoch {
+        self.newest
+    }
+
     /// What the driver sees of the wanted workload.
     pub(super) fn workload(&self) -> Option<&Observed> {
         match &self.level {
@@ -745,6 +750,9 @@ impl State {
         match known {
             Known::Unproven => {
                 told(Phase::Reconnecting, "GatewayRestarted", "the driver has not said yet what it has")
+            }
+            _ if self.dialled >= self.wanted.generation => {
+                told(Phase::Provisioning, "SupervisorDialled", "the supervisor has dialled, and is being let in")
             }
             _ => told(Phase::Provisioning, "WaitingForSupervisor", "the workload has started"),
         }

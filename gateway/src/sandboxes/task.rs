@@ -80,8 +80,12 @@ pub(super) struct Task {
     delays: Box<dyn Iterator<Item = Duration> + Send>,
     /// Facts that execs have not been told yet: one of a kind, the newest.
     outbox: VecDeque<SandboxFact>,
-    /// The newest generation whose death was told.
-    told_dead: Generation,
+    /// The death that people were told last: of which generation, after which epoch.
+    told_dead: Option<(Generation, Epoch)>,
+    /// Up to which epoch execs were told that they are lost.
+    told_lost: Option<Epoch>,
+    /// The newest epoch of the workloads before the wanted one: dead as soon as that is made.
+    replaced: Option<Epoch>,
     links: VecDeque<LinkEvent>,
     gone: bool,
 }
@@ -99,6 +103,8 @@ impl Task {
         let can = core.parts.driver.capabilities();
         let can = Can { stop: can.stop_start, logs: can.logs };
         let wanted = wanted(&record, core.parts.driver.name());
+        // No session of the wanted workload was ever there: all that were belong to older ones.
+        let replaced = (record.attached < record.generation).then_some(record.epoch);
         let state = State::new(wanted, can, core.parts.settings.boot_deadline, record.epoch, now);
         let record = Arc::new(record);
         let view = shown(&record, &state, &state.assess(now), None, Vec::new(), None, false);
@@ -121,7 +127,9 @@ impl Task {
             call: None,
             delays: delays(),
             outbox: VecDeque::new(),
-            told_dead: Generation(0),
+            told_dead: None,
+            told_lost: None,
+            replaced,
             links: VecDeque::new(),
             gone: false,
         };
@@ -192,10 +200,17 @@ impl Task {
 
     async fn on_hello(&mut self, hello: &Hello) -> Result<Admission, Refusal> {
         self.may_enter(hello)?;
-        let epoch = self.core.parts.store.next_epoch(self.record.id).await.map_err(|error| {
-            tracing::error!(sandbox = %self.record.id, %error, "storing a session's epoch");
-            Refusal::later(RefuseCode::Busy, "the gateway's store does not answer", BUSY)
-        })?;
+        let epoch = match self.core.parts.store.next_epoch(self.record.id).await {
+            Ok(epoch) => epoch,
+            Err(StoreError::SandboxMissing { .. }) => {
+                self.reload().await;
+                return Err(Refusal::never(RefuseCode::UnknownSandbox, "the sandbox has been deleted"));
+            }
+            Err(error) => {
+                tracing::error!(sandbox = %self.record.id, %error, "storing a session's epoch");
+                return Err(Refusal::later(RefuseCode::Busy, "the gateway's store does not answer", BUSY));
+            }
+        };
         if let Some((instance, _)) = self.dialled
             && instance != hello.instance
         {
@@ -374,7 +389,8 @@ impl Task {
         if ask == Ask::Pause {
             self.paused_at = Some(Instant::now());
             // Before the freeze, so that its calls can be told.
-            let notice = control::Suspending { grace_ms: 0 };
+            let grace_ms = u64::try_from(calls::PAUSE_NOTICE.as_millis()).unwrap_or(u64::MAX);
+            let notice = control::Suspending { grace_ms };
             self.session.as_ref().map(|session| session.send(down::Body::Suspending(notice)));
         }
         Ok(())
@@ -392,6 +408,9 @@ impl Task {
             (Ask::Delete { .. }, Desired::Deleted) => None,
             (Ask::Delete { grace }, _) => Some(Wanted { desired: Desired::Deleted, grace, ..now }),
             (Ask::Start, Desired::Deleted) => return wrong("starting"),
+            (Ask::Start | Ask::Stop { .. } | Ask::Pause | Ask::Resume, _) if now.foreign => {
+                return wrong("changing another driver's sandbox");
+            }
             (Ask::Stop { .. }, Desired::Deleted) => return wrong("stopping"),
             (Ask::Stop { .. }, _) if !can.stop_start => return Err(unsupported(driver, Verb::Stop)),
             (Ask::Stop { .. }, Desired::Stopped) => None,
@@ -422,6 +441,9 @@ impl Task {
         let record = self.as_record(wanted);
         match self.core.parts.store.update(&record).await {
             Ok(version) => {
+                if record.generation > self.record.generation {
+                    self.replaced = Some(self.state.newest());
+                }
                 self.record = Arc::new(SandboxRecord { version, ..record });
                 self.state.on_wanted(wanted);
                 self.delays = delays();
@@ -528,7 +550,14 @@ impl Task {
     fn begin(&mut self, call: Call) {
         let (core, record) = (self.core.clone(), self.record.clone());
         self.state.on_called(call);
-        let answer = async move { Done::Call(calls::run(&core.parts, &record, call).await) };
+        let answer = async move {
+            let begun = Instant::now();
+            let answer = calls::run(&core.parts, &record, call).await;
+            let result = answer.as_ref().map_or_else(|failure| failure.reason, |_| "ok");
+            metrics::histogram!("holdfast_driver_call_seconds", "verb" => call.verb().to_string(), "result" => result)
+                .record(begun.elapsed());
+            Done::Call(answer)
+        };
         self.call = Some(self.jobs.spawn(answer));
     }
 
@@ -562,25 +591,27 @@ impl Task {
 
     /// Tells execs and people what is new in an assessment.
     fn note(&mut self, assessment: &Assessment) {
-        let (sandbox, wanted) = (self.record.id, self.state.wanted);
-        if let Some(message) = &assessment.dead
-            && self.told_dead < wanted.generation
+        let wanted = self.state.wanted;
+        if wanted.made >= wanted.generation
+            && let Some(up_to) = self.replaced.take().filter(|up_to| *up_to > Epoch(0))
         {
-            self.told_dead = wanted.generation;
+            // The driver ends what was before when it makes the newer one.
+            let message = "the workload was replaced by a newer one".to_owned();
+            self.tell_gone(Generation(wanted.generation.0.saturating_sub(1)), up_to, message);
+        }
+        let death = (wanted.generation, self.state.newest());
+        if let Some(message) = &assessment.dead
+            && self.told_dead != Some(death)
+        {
+            self.told_dead = Some(death);
             self.event(reason::WORKLOAD_GONE, message.clone());
-            self.tell(SandboxFact::WorkloadGone {
-                sandbox,
-                generation: wanted.generation,
-                up_to: self.state.admitted(),
-                reason: LostReason::WorkloadGone,
-                message: message.clone(),
-            });
+            self.tell_gone(death.0, death.1, message.clone());
         }
         let before = self.view.borrow().phase;
-        if before != assessment.phase {
-            if assessment.phase == Phase::Stopped {
-                self.tell(SandboxFact::Stopped { sandbox, up_to: self.state.admitted() });
-            }
+        if before != assessment.phase && assessment.phase == Phase::Stopped {
+            let up_to = self.state.newest();
+            self.told_lost = Some(up_to);
+            self.tell(SandboxFact::Stopped { sandbox: self.record.id, up_to });
         }
         let source = match assessment.phase {
             Phase::Failed => "driver",
@@ -632,6 +663,17 @@ impl Task {
         if !same(&old, &view) {
             self.view.send_replace(Arc::new(view));
         }
+    }
+
+    /// Execs hear once that they are lost. After a restart they hear it again: the last gateway may have died
+    /// before they did.
+    fn tell_gone(&mut self, generation: Generation, up_to: Epoch, message: String) {
+        if self.told_lost.is_some_and(|told| told >= up_to) {
+            return;
+        }
+        self.told_lost = Some(up_to);
+        let (sandbox, reason) = (self.record.id, LostReason::WorkloadGone);
+        self.tell(SandboxFact::WorkloadGone { sandbox, generation, up_to, reason, message });
     }
 
     fn tell(&mut self, fact: SandboxFact) {

@@ -209,6 +209,66 @@ async fn execs_are_told_what_ends_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_supervisor_that_proved_its_driver_wrong_can_die_again() {
+    let mut bench = Bench::new().await;
+    let (handle, ..) = bench.ready("dev").await;
+    let up_to = |fact| match fact {
+        Some(SandboxFact::WorkloadGone { up_to, .. }) => up_to,
+        other => panic!("the workload's death is told, not {other:?}"),
+    };
+    bench.facts.recv().await.unwrap();
+    bench.machine.kill(handle.id(), Exit::Unknown);
+    assert_eq!(up_to(bench.facts.recv().await), Epoch(1));
+    // The driver was wrong: its supervisor comes back.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (session, _down) = bench.attach(&handle, Instance::random()).await;
+    handle.health(session.epoch(), healthy()).await;
+    bench.reach(&handle, "ready").await;
+    bench.facts.recv().await.unwrap();
+    bench.machine.kill(handle.id(), Exit::Signal(9));
+    assert_eq!(up_to(bench.facts.recv().await), Epoch(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_workload_ends_the_execs_of_the_older_ones() {
+    let mut bench = Bench::new().await;
+    let (handle, ..) = bench.ready("dev").await;
+    bench.facts.recv().await.unwrap();
+    // The driver cannot tell, and no session is there: failed, and yet not dead for certain.
+    handle.session_lost(Epoch(1), Lost::here(CloseCode::UNRESPONSIVE, "a test")).await;
+    bench.machine.show(handle.id(), WorkloadState::Failed, "Unknown", "who knows");
+    reached(&handle, |view| view.phase == Phase::Failed).await;
+    bench.machine.script(Verb::Ensure, [Step::Hang]);
+    bench.sandboxes.start_workload("dev").await.unwrap();
+    bench.machine.called(Verb::Ensure, 2).await;
+    assert!(bench.facts.try_recv().is_err(), "not before it is made");
+    // Nor does the gateway's death in between lose it.
+    let mut bench = bench.restart().await;
+    let fact = bench.facts.recv().await.unwrap();
+    let SandboxFact::WorkloadGone { generation, up_to, message, .. } = fact else { panic!("{fact:?}") };
+    assert_eq!((generation, up_to), (Generation(1), Epoch(1)));
+    assert!(message.contains("replaced by a newer one"), "{message}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_drivers_sandbox_can_only_be_deleted() {
+    let bench = Bench::new().await;
+    bench.create("dev").await;
+    let stored = bench.store.find("dev").await.unwrap().unwrap();
+    bench.sandboxes.shutdown().await;
+    bench.store.update(&SandboxRecord { driver: "vm".to_owned(), ..stored }).await.unwrap();
+    let bench = Bench::over(bench.store, FakeMachine::new()).await;
+    assert_eq!(bench.sandboxes.get("dev").unwrap().reason, "OtherDriver");
+    for result in [bench.sandboxes.start_workload("dev").await, bench.sandboxes.stop("dev", Duration::ZERO).await] {
+        let error = result.unwrap_err();
+        assert_eq!(error.reason, Reason::WrongPhase);
+        assert!(error.message.contains("start the gateway with that driver, or delete it"), "{}", error.message);
+    }
+    bench.sandboxes.delete("dev", Duration::ZERO, true).await.unwrap();
+    assert_eq!(bench.machine.count(Verb::Delete), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn facts_that_nobody_reads_hold_nobody_up() {
     let mut bench = Bench::new().await;
     let (handle, ..) = bench.ready("dev").await;
