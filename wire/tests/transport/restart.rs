@@ -3,10 +3,13 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use holdfast_wire::transport::{Connection, Dialer, Listener, Lost, Profile, Role, ServerKeys};
-use tokio::{runtime::Runtime, time::Instant};
+use holdfast_wire::transport::{Dialer, Listener, Lost, Profile, Role, ServerKeys};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::Instant,
+};
 
-use crate::pair::{Authority, SERVER_NAME, accept, loopback, soon};
+use crate::pair::{Authority, SERVER_NAME, loopback, soon};
 
 /// The supervisor speaks so often: it learns of the restart with its next packet.
 const KEEP_ALIVE: Duration = Duration::from_millis(200);
@@ -17,29 +20,34 @@ const IDLE: Duration = Duration::from_secs(3);
 /// out any more.
 struct Gateway {
     runtime: Runtime,
-    listener: Listener,
     address: SocketAddr,
 }
 
 impl Gateway {
+    /// Starts it. It accepts connections and keeps them, for as long as it lives.
     fn start(authority: &Authority, secret: u8, port: u16) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let guard = runtime.enter();
         let profile = Profile { idle_timeout: IDLE, ..Profile::new(Role::Gateway) };
         let keys = ServerKeys::derive(&[secret; 32]);
         let listener = Listener::bind(loopback(port), authority.server_tls(), &keys, profile).unwrap();
         let address = listener.endpoint().local_address().unwrap();
         drop(guard);
-        Self { runtime, listener, address }
+        // In its runtime: a connection's driver lives where the handshake is accepted.
+        runtime.spawn(async move {
+            let mut kept = Vec::new();
+            while let Some(incoming) = listener.accept().await {
+                kept.push(incoming.accept().await);
+            }
+        });
+        Self { runtime, address }
     }
 
-    /// Ends as by SIGKILL.
-    async fn kill(self, connection: Connection) {
-        let Self { runtime, listener, .. } = self;
-        // Its drivers are gone first, so that dropping the handles has nobody to send a goodbye.
-        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(10))).await.unwrap();
-        drop((connection, listener));
+    /// Ends as by SIGKILL: all tasks are dropped unpolled, so nobody is left to send a goodbye.
+    async fn kill(self) {
+        tokio::task::spawn_blocking(move || self.runtime.shutdown_timeout(Duration::from_secs(10)))
+            .await
+            .unwrap();
     }
 }
 
@@ -50,17 +58,15 @@ async fn after_a_restart_with(secret: u8) -> (Lost, Duration) {
     let address = first.address;
     let profile = Profile { keep_alive: KEEP_ALIVE, idle_timeout: IDLE, ..Profile::new(Role::Supervisor) };
     let dialer = Dialer::bind(loopback(0), authority.client_tls(), profile).unwrap();
-    let (supervisor, gateway) =
-        tokio::join!(soon("the dial", dialer.dial(address, SERVER_NAME)), accept(&first.listener));
-    let supervisor = supervisor.unwrap();
+    let supervisor = soon("the dial", dialer.dial(address, SERVER_NAME)).await.unwrap();
 
-    first.kill(gateway).await;
+    first.kill().await;
     assert_eq!(supervisor.lost(), None, "a killed gateway says nothing");
     let second = Gateway::start(&authority, secret, address.port());
     let restarted = Instant::now();
     let lost = soon("the end", supervisor.closed()).await;
     let took = restarted.elapsed();
-    tokio::task::spawn_blocking(move || drop(second)).await.unwrap();
+    second.kill().await;
     (lost, took)
 }
 
