@@ -236,3 +236,6 @@ impl Execs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

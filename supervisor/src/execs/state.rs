@@ -213,8 +213,12 @@ impl State {
     }
 
     fn on_rest_gone(&mut self, now: Instant) -> Vec<Action> {
-        let Phase::Resting { exit, .. } = self.phase else { return Vec::new() };
-        self.drain(exit, now)
+        match self.phase {
+            // Gone because it is being killed: that answer says whom it met.
+            Phase::Resting { kill: Kill::Killing { .. }, .. } => Vec::new(),
+            Phase::Resting { exit, .. } => self.drain(exit, now),
+            _ => Vec::new(),
+        }
     }
 
     fn on_all_killed(&mut self, others: bool, now: Instant) -> Vec<Action> {
@@ -421,6 +425,7 @@ mod tests {
         state.on(Event::OutputClosed, now);
         let now = now + Duration::from_secs(5);
         assert_eq!(state.on(Event::Tick, now), [Action::KillAll]);
+        assert!(state.on(Event::RestGone, now).is_empty(), "whom the kill met is not known yet");
         let end = state.on(Event::AllKilled { others: true }, now);
         let [Action::End { outcome, left_processes: true }] = end.as_slice() else { panic!("{end:?}") };
         assert!(matches!(outcome.kind, Some(Kind::TimedOut(_))));

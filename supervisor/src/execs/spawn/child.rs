@@ -75,6 +75,8 @@ pub(super) fn prepare(command: &mut Command, plan: Plan) {
 const UMASK: u32 = 0o022;
 /// One past the last signal number of Linux.
 const SIGNALS: i32 = 65;
+/// The kernel's `struct sigaction` for SIG_DFL, with room to spare.
+const DEFAULT_ACTION: [u64; 8] = [0; 8];
 /// The first descriptor that is not a standard one.
 const FIRST_OTHER: u32 = 3;
 
@@ -129,11 +131,21 @@ fn reset_oom() {
     }
 }
 
-/// exec keeps ignored signals ignored and blocked ones blocked: a command starts with neither.
+/// exec keeps ignored signals ignored and blocked ones blocked: a command starts with neither. The system call
+/// itself, because the C library refuses its own two signals, and something above us may have ignored those too.
 fn reset_signals() {
     for signal in 1..SIGNALS {
-        // SAFETY: sets a disposition to the default; numbers that cannot be set are refused with EINVAL.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads a `struct sigaction` (at most 32 bytes on any architecture) of zeros, which is
+        // the default disposition; signals that have no other are refused with EINVAL.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                DEFAULT_ACTION.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
+        };
     }
     // SAFETY: `set` is plain data, made valid by sigemptyset before it is read.
     unsafe {

@@ -20,16 +20,24 @@ use std::{
 
 use bytes::Bytes;
 use holdfast_wire::ids::ExecId;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Ended, Stream,
+    Ended, RETRY, Stream,
     log::{Segment, Spill},
     record::{self, MAX_RECORD, Record},
 };
 
 /// The record's file.
 const RECORD: &str = "record";
+
+/// What the disk said, and when.
+#[derive(Debug)]
+struct Trouble {
+    text: String,
+    failed_at: Instant,
+    works: bool,
+}
 
 /// All execs' directories, and what they share.
 #[derive(Debug)]
@@ -40,7 +48,7 @@ pub(in crate::execs) struct Disk {
     /// Bumped when bytes are freed: whoever waits for the total looks again.
     freed: watch::Sender<()>,
     /// What the disk said last, while it says it.
-    error: Mutex<Option<String>>,
+    trouble: Mutex<Option<Trouble>>,
     /// Whose output goes first when the total is used up.
     pub(super) ended: Ended,
 }
@@ -53,7 +61,7 @@ impl Disk {
             limit,
             used: AtomicU64::new(0),
             freed: watch::Sender::new(()),
-            error: Mutex::default(),
+            trouble: Mutex::default(),
             ended: Ended::default(),
         }
     }
@@ -87,26 +95,31 @@ impl Disk {
         self.freed.subscribe()
     }
 
-    /// What is wrong with the disk, while something is.
+    /// What is wrong with the disk, while something is: until it has worked, and not failed for [`RETRY`].
     pub(in crate::execs) fn error(&self) -> Option<String> {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut slot = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_ref()?.is_over() {
+            *slot = None;
+            tracing::info!("the spool's disk works again");
+        }
+        slot.as_ref().map(|trouble| trouble.text.clone())
     }
 
-    /// Takes note of a failure; logged once until the disk works again.
+    /// Takes note of a failure; logged once until the disk works again. A full disk fails and works by turns.
     pub(super) fn failed(&self, what: &str, error: &io::Error) {
         let text = format!("{what} below {}: {error}", self.root.display());
-        let mut slot = self.error.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.is_none() {
+        let mut slot = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_ref().is_none_or(Trouble::is_over) {
             tracing::error!(error = %text, "the spool's disk fails: output is kept in memory, within its bound");
         }
-        *slot = Some(text);
+        *slot = Some(Trouble { text, failed_at: Instant::now(), works: false });
     }
 
-    /// Something was written: the disk works.
+    /// Something was written.
     pub(super) fn works(&self) {
-        let mut slot = self.error.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.take().is_some() {
-            tracing::info!("the spool's disk works again");
+        let mut slot = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(trouble) = &mut *slot {
+            trouble.works = true;
         }
     }
 
@@ -233,5 +246,11 @@ impl Disk {
         segments.sort_by_key(|segment| segment.from);
         segments.dedup_by(|next, previous| next.from < previous.to);
         segments
+    }
+}
+
+impl Trouble {
+    fn is_over(&self) -> bool {
+        self.works && self.failed_at.elapsed() >= RETRY
     }
 }
