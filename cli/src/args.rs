@@ -236,6 +236,9 @@ pub(crate) struct RunArgs {
     /// The sandbox's name [default: one is made up]
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Use a gateway inside this process, even if another one is configured
+    #[arg(long, conflicts_with_all = ["keep", "profile"])]
+    pub(crate) embedded: bool,
     /// Leave the sandbox there afterwards (needs a gateway that stays)
     #[arg(long)]
     pub(crate) keep: bool,

@@ -61,16 +61,17 @@ pub(crate) enum ConfigError {
 impl Config {
     /// Reads the file that `HOLDFAST_CONFIG` names, or the default one if it exists, and merges.
     pub(crate) fn load(globals: &Globals) -> Result<Self, ConfigError> {
-        let home = directory();
+        let home = directories();
         let (path, asked_for) = match std::env::var_os("HOLDFAST_CONFIG").filter(|path| !path.is_empty()) {
             Some(path) => (Some(PathBuf::from(path)), true),
-            None => (home.as_ref().map(|home| home.join("config.toml")), false),
+            None => (home.as_ref().map(|(config, _)| config.join("config.toml")), false),
         };
         let file = match &path {
             Some(path) => read(path, asked_for)?,
             None => None,
         };
         let base = path.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
+        let home = home.map(|(config, data)| default_profile(&config, &data));
         Self::merge(
             globals,
             file.as_deref(),
@@ -85,7 +86,7 @@ impl Config {
         file: Option<&str>,
         path: &Path,
         base: &Path,
-        home: Option<&Path>,
+        default_profile: Option<&Path>,
     ) -> Result<Self, ConfigError> {
         let malformed = |message: String| ConfigError::Malformed { path: path.to_owned(), message };
         let file: File = match file {
@@ -102,9 +103,7 @@ impl Config {
             .map_err(|why| malformed(format!("detach_keys: {why}")))?;
         Ok(Self {
             profile_asked_for: asked.is_some(),
-            profile: asked
-                .or_else(|| home.map(|home| home.join("client.toml")))
-                .ok_or(ConfigError::Homeless)?,
+            profile: asked.or_else(|| default_profile.map(Path::to_owned)).ok_or(ConfigError::Homeless)?,
             output: globals.output.or(file.output).unwrap_or_default(),
             detach_keys: keys,
             reattach_for: time("reattach_for", file.reattach_for.as_deref())?,
@@ -113,10 +112,19 @@ impl Config {
     }
 }
 
-/// `$XDG_CONFIG_HOME/holdfast`.
-fn directory() -> Option<PathBuf> {
+/// `$XDG_CONFIG_HOME/holdfast` and `$XDG_DATA_HOME/holdfast`.
+fn directories() -> Option<(PathBuf, PathBuf)> {
     use etcetera::BaseStrategy as _;
-    etcetera::base_strategy::Xdg::new().ok().map(|xdg| xdg.config_dir().join("holdfast"))
+    let xdg = etcetera::base_strategy::Xdg::new().ok()?;
+    Some((xdg.config_dir().join("holdfast"), xdg.data_dir().join("holdfast")))
+}
+
+/// The user's own profile; or, where there is none, that of a gateway which runs here with its default data
+/// directory. So `holdfast gateway` and `holdfast create` find each other without a word.
+fn default_profile(config: &Path, data: &Path) -> PathBuf {
+    let own = config.join("client.toml");
+    let beside = data.join("client.toml");
+    if !own.exists() && beside.exists() { beside } else { own }
 }
 
 fn read(path: &Path, asked_for: bool) -> Result<Option<String>, ConfigError> {
@@ -148,7 +156,7 @@ mod tests {
             Some(file),
             &base.join("config.toml"),
             base,
-            Some(Path::new("/home/me/.config/holdfast")),
+            Some(Path::new("/home/me/.config/holdfast/client.toml")),
         )
     }
 
@@ -184,6 +192,20 @@ mod tests {
         let error = merge(&globals(), "start_deadline = 'soon'\n").unwrap_err().to_string();
         assert!(error.contains("start_deadline"), "{error}");
         assert!(merge(&globals(), "output = 'xml'\n").is_err());
+    }
+
+    #[test]
+    fn the_users_profile_comes_before_the_local_gateways() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, data) = (dir.path().join("config"), dir.path().join("data"));
+        for path in [&config, &data] {
+            std::fs::create_dir(path).unwrap();
+        }
+        assert_eq!(default_profile(&config, &data), config.join("client.toml"), "where it would be");
+        std::fs::write(data.join("client.toml"), "").unwrap();
+        assert_eq!(default_profile(&config, &data), data.join("client.toml"));
+        std::fs::write(config.join("client.toml"), "").unwrap();
+        assert_eq!(default_profile(&config, &data), config.join("client.toml"));
     }
 
     #[test]

@@ -28,6 +28,10 @@ use crate::{args::Cli, commands::Context, config::Config, failure::Failed, outpu
 /// The `holdfast` command, from the process's arguments to its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    #[cfg(feature = "embedded")]
+    if let Some(code) = embedded::probe_child() {
+        return code;
+    }
     // clap prints and leaves by itself where the usage is wrong (2) or help is asked for (0).
     let Cli { globals, command } = Cli::parse();
     #[cfg(feature = "embedded")]

@@ -25,7 +25,9 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> Result<u8, Failed> 
     // What cannot run is told before anything is made.
     exec::spec_of(&args.running, false)?;
     let mut signals = Signals::new().map_err(|error| Failed::local("listen for signals", error))?;
-    if let Some(client) = context.client_if_configured()? {
+    if !args.embedded
+        && let Some(client) = context.client_if_configured()?
+    {
         return with_client(client, args, false, &mut signals, context).await;
     }
     embedded(args, &mut signals, context).await
@@ -59,8 +61,9 @@ async fn embedded(args: RunArgs, signals: &mut Signals, context: &Context) -> Re
 
 #[cfg(not(feature = "embedded"))]
 async fn embedded(_: RunArgs, _: &mut Signals, context: &Context) -> Result<u8, Failed> {
-    // This build has no gateway in it.
-    context.client().map(|_| crate::exit::OURS)
+    // This build has no gateway in it, so it needs a profile, and says where it looked.
+    let missing = crate::profile::ProfileError::Missing(context.config.profile.clone());
+    Err(crate::client::Error::from(missing).into())
 }
 
 async fn with_client(
