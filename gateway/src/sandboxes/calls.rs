@@ -208,7 +208,10 @@ fn workload(
     }
     for (field, text, most) in [("image", &spec.image, MAX_IMAGE), ("user", &spec.user, limits::MAX_USER)] {
         if text.len() > most {
-            return Err(CallError::invalid(field, format!("{} bytes, at most {most} are allowed", text.len())));
+            return Err(CallError::invalid(
+                field,
+                format!("{} bytes, at most {most} are allowed", text.len()),
+            ));
         }
     }
     let text = |text: &String| (!text.is_empty()).then(|| text.clone());

@@ -4,6 +4,10 @@
 //! room. It does wait for the store, because nothing may be told that is not stored: an epoch before `Welcome`, a
 //! wish before its answer.
 
+mod entry;
+mod show;
+mod wishes;
+
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use backon::BackoffBuilder;
@@ -107,7 +111,7 @@ impl Task {
         let replaced = (record.attached < record.generation).then_some(record.epoch);
         let state = State::new(wanted, can, core.parts.settings.boot_deadline, record.epoch, now);
         let record = Arc::new(record);
-        let view = shown(&record, &state, &state.assess(now), None, Vec::new(), None, false);
+        let view = show::shown(&record, &state, &state.assess(now), None, Vec::new(), None, false);
         let (view, shown) = watch::channel(Arc::new(view));
         let task = Self {
             core,
@@ -195,68 +199,6 @@ impl Task {
                 }
             }
             Message::Ask { ask, answer } => self.on_ask(ask, answer).await,
-        }
-    }
-
-    async fn on_hello(&mut self, hello: &Hello) -> Result<Admission, Refusal> {
-        self.may_enter(hello)?;
-        let epoch = match self.core.parts.store.next_epoch(self.record.id).await {
-            Ok(epoch) => epoch,
-            Err(StoreError::SandboxMissing { .. }) => {
-                self.reload().await;
-                return Err(Refusal::never(RefuseCode::UnknownSandbox, "the sandbox has been deleted"));
-            }
-            Err(error) => {
-                tracing::error!(sandbox = %self.record.id, %error, "storing a session's epoch");
-                return Err(Refusal::later(RefuseCode::Busy, "the gateway's store does not answer", BUSY));
-            }
-        };
-        if let Some((instance, _)) = self.dialled
-            && instance != hello.instance
-        {
-            if self.retired.len() == RETIRED {
-                self.retired.pop_front();
-            }
-            self.retired.push_back(instance);
-        }
-        self.dialled = Some((hello.instance, hello.dial));
-        Arc::make_mut(&mut self.record).epoch = epoch;
-        self.state.on_admitted(epoch, hello.generation);
-        Ok(Admission { epoch, tuning: self.core.parts.tuning })
-    }
-
-    /// Whether this supervisor may have a session.
-    fn may_enter(&self, hello: &Hello) -> Result<(), Refusal> {
-        let wanted = &self.state.wanted;
-        match wanted.desired {
-            Desired::Deleted => {
-                return Err(Refusal::never(RefuseCode::UnknownSandbox, "the sandbox is being deleted"));
-            }
-            Desired::Stopped if self.view.borrow().phase == Phase::Stopped => {
-                return Err(Refusal::never(RefuseCode::StaleGeneration, "the sandbox is stopped"));
-            }
-            Desired::Stopped | Desired::Running | Desired::Paused => {}
-        }
-        if hello.generation < wanted.generation {
-            let reason = format!("workload {} is wanted, this is {}", wanted.generation, hello.generation);
-            return Err(Refusal::never(RefuseCode::StaleGeneration, reason));
-        }
-        if hello.generation > wanted.generation {
-            // The store may be an older one, put back from a backup: the driver will say.
-            let reason = format!("workload {} is not known here yet", hello.generation);
-            return Err(Refusal::later(RefuseCode::Busy, reason, BUSY));
-        }
-        if self.retired.contains(&hello.instance) {
-            let reason = "another supervisor process has taken this one's place";
-            return Err(Refusal::never(RefuseCode::StaleGeneration, reason));
-        }
-        match self.dialled {
-            Some((instance, dial)) if instance == hello.instance && hello.dial <= dial => {
-                let reason =
-                    format!("dial {dial} of this process came before, and is newer than {}", hello.dial);
-                Err(Refusal::later(RefuseCode::Busy, reason, BUSY))
-            }
-            _ => Ok(()),
         }
     }
 
@@ -359,143 +301,6 @@ impl Task {
         }
     }
 
-    // ---- what is wanted ---------------------------------------------------------------------------
-
-    async fn on_ask(&mut self, ask: Ask, answer: oneshot::Sender<Result<Arc<View>, CallError>>) {
-        let answered = match self.want(ask).await {
-            Ok(()) => {
-                // What is answered is what the wish has led to: the phase after it, not before.
-                self.show(&self.state.assess(Instant::now()));
-                Ok(self.view.borrow().clone())
-            }
-            Err(error) => Err(error),
-        };
-        // The caller may have hung up: the wish is stored, and holds.
-        let _ = answer.send(answered);
-    }
-
-    /// Makes a wish the stored one. Legal in every phase, but for what a deletion has made pointless.
-    async fn want(&mut self, ask: Ask) -> Result<(), CallError> {
-        let Some(wanted) = self.wish(ask)? else { return Ok(()) };
-        let event = match ask {
-            Ask::Start => reason::START_REQUESTED,
-            Ask::Stop { .. } => reason::STOP_REQUESTED,
-            Ask::Pause => reason::PAUSE_REQUESTED,
-            Ask::Resume => reason::RESUME_REQUESTED,
-            Ask::Delete { .. } => reason::DELETE_REQUESTED,
-        };
-        self.write(wanted).await?;
-        self.event(event, "");
-        if ask == Ask::Pause {
-            self.paused_at = Some(Instant::now());
-            // Before the freeze, so that its calls can be told.
-            let grace_ms = u64::try_from(calls::PAUSE_NOTICE.as_millis()).unwrap_or(u64::MAX);
-            let notice = control::Suspending { grace_ms };
-            self.session.as_ref().map(|session| session.send(down::Body::Suspending(notice)));
-        }
-        Ok(())
-    }
-
-    /// What is wanted after this; `None` when it is that already.
-    fn wish(&self, ask: Ask) -> Result<Option<Wanted>, CallError> {
-        let (now, view) = (self.state.wanted, self.view.borrow().clone());
-        let driver = self.core.parts.driver.as_ref();
-        let can = driver.capabilities();
-        let running = Wanted { desired: Desired::Running, ..now };
-        let anew = Wanted { generation: now.generation.next(), ..running };
-        let wrong = |attempted| Err(view.refusal(Reason::WrongPhase, attempted));
-        Ok(match (ask, now.desired) {
-            (Ask::Delete { .. }, Desired::Deleted) => None,
-            (Ask::Delete { grace }, _) => Some(Wanted { desired: Desired::Deleted, grace, ..now }),
-            (Ask::Start, Desired::Deleted) => return wrong("starting"),
-            (Ask::Start | Ask::Stop { .. } | Ask::Pause | Ask::Resume, _) if now.foreign => {
-                return wrong("changing another driver's sandbox");
-            }
-            (Ask::Stop { .. }, Desired::Deleted) => return wrong("stopping"),
-            (Ask::Stop { .. }, _) if !can.stop_start => return Err(unsupported(driver, Verb::Stop)),
-            (Ask::Stop { .. }, Desired::Stopped) => None,
-            (Ask::Stop { grace }, _) => Some(Wanted { desired: Desired::Stopped, grace, ..now }),
-            (Ask::Start, Desired::Stopped) => Some(anew),
-            (Ask::Start, Desired::Running | Desired::Paused) if view.phase == Phase::Failed => Some(anew),
-            (Ask::Start, Desired::Running) => None,
-            (Ask::Start, Desired::Paused) => Some(running),
-            (Ask::Pause, _) if !can.pause => return Err(unsupported(driver, Verb::Pause)),
-            (Ask::Resume, _) if !can.pause => return Err(unsupported(driver, Verb::Resume)),
-            (Ask::Pause, Desired::Paused) if view.phase != Phase::Failed => None,
-            (Ask::Pause, Desired::Running) => match view.phase {
-                Phase::Ready | Phase::Degraded | Phase::Reconnecting | Phase::Resuming => {
-                    Some(Wanted { desired: Desired::Paused, ..now })
-                }
-                _ => return wrong("pausing"),
-            },
-            (Ask::Pause, _) => return wrong("pausing"),
-            (Ask::Resume, Desired::Paused) if view.phase != Phase::Failed => Some(running),
-            (Ask::Resume, Desired::Running) if view.phase != Phase::Failed => None,
-            (Ask::Resume, _) => return wrong("resuming"),
-        })
-    }
-
-    /// Stores what is wanted, then wants it. Somebody else may have written meanwhile: then theirs is taken over,
-    /// and the caller decides again.
-    async fn write(&mut self, wanted: Wanted) -> Result<(), CallError> {
-        let record = self.as_record(wanted);
-        match self.core.parts.store.update(&record).await {
-            Ok(version) => {
-                if record.generation > self.record.generation {
-                    self.replaced = Some(self.state.newest());
-                }
-                self.record = Arc::new(SandboxRecord { version, ..record });
-                self.state.on_wanted(wanted);
-                self.delays = delays();
-                Ok(())
-            }
-            Err(error @ StoreError::Stale { .. }) => {
-                self.reload().await;
-                Err(error.into())
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn as_record(&self, wanted: Wanted) -> SandboxRecord {
-        SandboxRecord {
-            desired: wanted.desired,
-            grace: wanted.grace,
-            generation: wanted.generation,
-            made: wanted.made,
-            attached: wanted.attached,
-            ..SandboxRecord::clone(&self.record)
-        }
-    }
-
-    async fn reload(&mut self) {
-        match self.core.parts.store.get(self.record.id).await {
-            Ok(Some(record)) => {
-                tracing::warn!(sandbox = %record.id, version = record.version, "somebody else wrote this sandbox");
-                self.state.on_wanted(wanted(&record, self.core.parts.driver.name()));
-                self.record = Arc::new(record);
-            }
-            Ok(None) => self.state.on_forgotten(),
-            Err(error) => tracing::error!(sandbox = %self.record.id, %error, "reading a sandbox again"),
-        }
-    }
-
-    /// Stores what the facts have made of the record. Nobody waits for it; a failure is tried again.
-    async fn rewrite(&mut self, now: Instant) {
-        self.rewrite_at = None;
-        let record = self.as_record(self.state.wanted);
-        match self.core.parts.store.update(&record).await {
-            Ok(version) => self.record = Arc::new(SandboxRecord { version, ..record }),
-            Err(StoreError::Stale { .. } | StoreError::SandboxMissing { .. }) => self.reload().await,
-            Err(error) => {
-                tracing::error!(sandbox = %self.record.id, %error, "storing what became of a sandbox");
-                // What is shown is what will be stored.
-                self.record = Arc::new(record);
-                self.rewrite_at = Some(now + REWRITE);
-            }
-        }
-    }
-
     // ---- what follows -----------------------------------------------------------------------------
 
     /// Does the steps that follow from the facts, until none does, and shows the result. Says when to look again.
@@ -589,82 +394,6 @@ impl Task {
         while self.mailbox.try_recv().is_ok() {}
     }
 
-    /// Tells execs and people what is new in an assessment.
-    fn note(&mut self, assessment: &Assessment) {
-        let wanted = self.state.wanted;
-        if wanted.made >= wanted.generation
-            && let Some(up_to) = self.replaced.take().filter(|up_to| *up_to > Epoch(0))
-        {
-            // The driver ends what was before when it makes the newer one.
-            let message = "the workload was replaced by a newer one".to_owned();
-            self.tell_gone(Generation(wanted.generation.0.saturating_sub(1)), up_to, message);
-        }
-        let death = (wanted.generation, self.state.newest());
-        if let Some(message) = &assessment.dead
-            && self.told_dead != Some(death)
-        {
-            self.told_dead = Some(death);
-            self.event(reason::WORKLOAD_GONE, message.clone());
-            self.tell_gone(death.0, death.1, message.clone());
-        }
-        let before = self.view.borrow().phase;
-        if before != assessment.phase && assessment.phase == Phase::Stopped {
-            let up_to = self.state.newest();
-            self.told_lost = Some(up_to);
-            self.tell(SandboxFact::Stopped { sandbox: self.record.id, up_to });
-        }
-        let source = match assessment.phase {
-            Phase::Failed => "driver",
-            Phase::Degraded => "probe",
-            Phase::Reconnecting if assessment.reason == "SessionLost" => "session",
-            _ if self.state.failure().is_some() => "driver",
-            _ => "",
-        };
-        let known = self.record.last_error.as_ref();
-        let same = known.is_some_and(|last| {
-            last.reason == assessment.reason && last.message == assessment.message && last.source == source
-        });
-        if !source.is_empty() && !same {
-            let last_error = Some(api::LastError {
-                reason: assessment.reason.clone(),
-                message: assessment.message.clone(),
-                source: source.to_owned(),
-                at: Some(stamp(Timestamp::now())),
-            });
-            self.record = Arc::new(SandboxRecord { last_error, ..SandboxRecord::clone(&self.record) });
-            self.rewrite_at.get_or_insert_with(Instant::now);
-        }
-        if self.state.wanted.attached != self.record.attached || self.state.wanted.made != self.record.made {
-            self.rewrite_at.get_or_insert_with(Instant::now);
-        }
-    }
-
-    /// Shows what is, if it is anything new.
-    fn show(&self, assessment: &Assessment) {
-        let old = self.view.borrow().clone();
-        let links = self.links.iter().cloned().collect();
-        let view =
-            shown(&self.record, &self.state, assessment, self.session.clone(), links, Some(&old), self.gone);
-        if old.phase != view.phase {
-            let message = match (view.reason.as_str(), view.message.as_str()) {
-                (reason, "") => format!("{} to {}: {reason}", word(old.phase), word(view.phase)),
-                (reason, message) => {
-                    format!("{} to {}: {reason}: {message}", word(old.phase), word(view.phase))
-                }
-            };
-            self.core.parts.events.record(
-                self.record.id,
-                &self.name,
-                reason::PHASE_CHANGED,
-                message,
-                view.phase,
-            );
-        }
-        if !same(&old, &view) {
-            self.view.send_replace(Arc::new(view));
-        }
-    }
-
     /// Execs hear once that they are lost. After a restart they hear it again: the last gateway may have died
     /// before they did.
     fn tell_gone(&mut self, generation: Generation, up_to: Epoch, message: String) {
@@ -734,65 +463,4 @@ fn legible(tail: &[u8]) -> String {
     let text = String::from_utf8_lossy(tail);
     let text: String = text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
     text.trim().to_owned()
-}
-
-/// The view of a state. A condition's time is kept while its status is what it was.
-fn shown(
-    record: &Arc<SandboxRecord>,
-    state: &State,
-    assessment: &Assessment,
-    session: Option<Session>,
-    link_events: Vec<LinkEvent>,
-    old: Option<&View>,
-    gone: bool,
-) -> View {
-    let now = Timestamp::now();
-    let conditions = ConditionKind::ALL.map(|kind| {
-        let status = &assessment.conditions[kind as usize];
-        let since = old.map(|old| old.condition(kind)).filter(|old| old.status == status.status);
-        Condition {
-            kind,
-            status: status.status,
-            reason: status.reason.clone(),
-            message: status.message.clone(),
-            last_transition: since.map_or(now, |old| old.last_transition),
-        }
-    });
-    View {
-        record: record.clone(),
-        phase: assessment.phase,
-        reason: assessment.reason.clone(),
-        message: assessment.message.clone(),
-        conditions,
-        epoch: state.admitted(),
-        generation: state.wanted.generation,
-        session,
-        link_events,
-        workload: state.workload().cloned(),
-        gone,
-    }
-}
-
-/// Whether two views say the same.
-fn same(old: &View, new: &View) -> bool {
-    let session = |view: &View| view.session.as_ref().map(Session::id);
-    let View {
-        record,
-        phase,
-        reason,
-        message,
-        conditions,
-        epoch,
-        generation,
-        link_events,
-        workload,
-        gone,
-        ..
-    } = old;
-    (Arc::ptr_eq(record, &new.record) || **record == *new.record)
-        && (phase, reason, message, conditions) == (&new.phase, &new.reason, &new.message, &new.conditions)
-        && (epoch, generation, link_events, gone)
-            == (&new.epoch, &new.generation, &new.link_events, &new.gone)
-        && workload == &new.workload
-        && session(old) == session(new)
 }

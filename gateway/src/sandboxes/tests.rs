@@ -259,10 +259,16 @@ async fn another_drivers_sandbox_can_only_be_deleted() {
     bench.store.update(&SandboxRecord { driver: "vm".to_owned(), ..stored }).await.unwrap();
     let bench = Bench::over(bench.store, FakeMachine::new()).await;
     assert_eq!(bench.sandboxes.get("dev").unwrap().reason, "OtherDriver");
-    for result in [bench.sandboxes.start_workload("dev").await, bench.sandboxes.stop("dev", Duration::ZERO).await] {
+    for result in
+        [bench.sandboxes.start_workload("dev").await, bench.sandboxes.stop("dev", Duration::ZERO).await]
+    {
         let error = result.unwrap_err();
         assert_eq!(error.reason, Reason::WrongPhase);
-        assert!(error.message.contains("start the gateway with that driver, or delete it"), "{}", error.message);
+        assert!(
+            error.message.contains("start the gateway with that driver, or delete it"),
+            "{}",
+            error.message
+        );
     }
     bench.sandboxes.delete("dev", Duration::ZERO, true).await.unwrap();
     assert_eq!(bench.machine.count(Verb::Delete), 0);

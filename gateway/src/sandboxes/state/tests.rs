@@ -3,7 +3,7 @@
 use holdfast_wire::ids::SandboxId;
 use proptest::prelude::*;
 
-use super::*;
+use super::{known::Known, *};
 
 const BOOT: Duration = Duration::from_secs(60);
 
@@ -479,7 +479,8 @@ fn a_pause_that_cannot_be_done_is_given_up() {
 
 #[test]
 fn delete_is_legal_in_every_phase_and_waits_for_the_driver() {
-    let benches: [(&str, fn() -> Bench); 6] = [
+    type Make = fn() -> Bench;
+    let benches: [(&str, Make); 6] = [
         ("pending", Bench::asked_for),
         ("ready", Bench::ready),
         ("unproven", || Bench::of_before(Desired::Running)),

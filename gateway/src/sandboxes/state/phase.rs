@@ -1,0 +1,260 @@
+//! From facts to one word: the phase, why, and the four conditions.
+
+use super::{known::Known, *};
+
+type Told = (Phase, String, String);
+
+impl State {
+    /// Everything anew, from the facts.
+    pub(in crate::sandboxes) fn assess(&self, now: Instant) -> Assessment {
+        let known = self.known(now);
+        let conditions = self.conditions(&known, now);
+        let ready = conditions.iter().all(|condition| condition.status == ConditionStatus::True);
+        let (phase, reason, message) = match self.wanted.desired {
+            Desired::Deleted => self.deleting(),
+            Desired::Stopped => self.stopping(),
+            _ if self.wanted.foreign => told(
+                Phase::Failed,
+                "OtherDriver",
+                "another driver made this sandbox than this gateway has: start the gateway with that driver, or delete it",
+            ),
+            Desired::Paused => self.pausing(&known),
+            Desired::Running => self.running(&known, &conditions, ready, now),
+        };
+        let message = self.with_console(phase, message);
+        let dead = match (self.wanted.desired, &known) {
+            (Desired::Running | Desired::Paused, Known::Dead { message, certain: true, .. }) => {
+                Some(message.clone())
+            }
+            _ => None,
+        };
+        let steps = self.steps(&known, phase, now);
+        let wake_at = self.wake_at(now);
+        Assessment { phase, reason, message, conditions, steps, dead, wake_at }
+    }
+
+    fn deleting(&self) -> Told {
+        match (&self.failure, self.call) {
+            (Some(failed), _) => told(Phase::Deleting, failed.failure.reason, &failed.failure.message),
+            (None, Some(Call::Stop { .. })) => told(Phase::Deleting, "StoppingWorkload", ""),
+            (None, _) => told(Phase::Deleting, "DeleteRequested", ""),
+        }
+    }
+
+    fn stopping(&self) -> Told {
+        if !self.may_live() && !self.is_calling() {
+            return told(Phase::Stopped, "StopRequested", "");
+        }
+        match &self.failure {
+            Some(failed) => told(Phase::Stopping, failed.failure.reason, &failed.failure.message),
+            None => told(Phase::Stopping, "StopRequested", ""),
+        }
+    }
+
+    fn pausing(&self, known: &Known) -> Told {
+        match known {
+            Known::Dead { reason, message, .. } => told(Phase::Failed, reason, message),
+            Known::NotMade => told(Phase::Failed, "WorkloadGone", "there is no workload to be paused"),
+            Known::Alive(WorkloadState::Paused) => told(Phase::Paused, "PauseRequested", ""),
+            Known::Alive(_) | Known::Unproven => match &self.failure {
+                Some(failed) => told(Phase::Pausing, failed.failure.reason, &failed.failure.message),
+                None => told(Phase::Pausing, "PauseRequested", ""),
+            },
+        }
+    }
+
+    fn running(&self, known: &Known, conditions: &[Status; 4], ready: bool, now: Instant) -> Told {
+        match known {
+            Known::Dead { reason, message, .. } => return told(Phase::Failed, reason, message),
+            Known::NotMade => return self.provisioning(),
+            Known::Alive(WorkloadState::Creating) if !self.is_made() && self.link().is_none() => {
+                return self.provisioning();
+            }
+            Known::Alive(WorkloadState::Paused) => return self.thawing(),
+            Known::Alive(_) | Known::Unproven => {}
+        }
+        if ready {
+            return told(Phase::Ready, "AllConditionsMet", "");
+        }
+        let Some(link) = self.link() else { return self.linkless(known, now) };
+        let since = self.probes.as_ref().map_or(link.since, |probes| probes.at);
+        let probed = now < since + timing::PROBE_LEASE;
+        // A probe that was made and is not good: those that failed before those that were left out.
+        for status in [ConditionStatus::False, ConditionStatus::Unknown] {
+            let failing = conditions[2..].iter().find(|condition| condition.status == status);
+            if let Some(failing) = failing.filter(|_| probed && self.probes.is_some()) {
+                return told(Phase::Degraded, &failing.reason, &failing.message);
+            }
+        }
+        if let Some(thawed) = self.thawed {
+            return if now < thawed + self.boot_deadline {
+                told(Phase::Resuming, "Probing", "the supervisor is back; waiting for its probe")
+            } else {
+                told(
+                    Phase::Degraded,
+                    "ResumeDeadline",
+                    &format!("no good probe within {} s of the resume", self.boot_deadline.as_secs()),
+                )
+            };
+        }
+        if !probed {
+            let message = format!("no probe for {} s", timing::PROBE_LEASE.as_secs());
+            return told(Phase::Degraded, "ProbeOverdue", &message);
+        }
+        let phase =
+            if self.proven < self.wanted.generation { Phase::Provisioning } else { Phase::Reconnecting };
+        if self.probes.is_none() {
+            return told(phase, "Probing", "the supervisor is attached; waiting for its first probe");
+        }
+        told(phase, &conditions[0].reason, &conditions[0].message)
+    }
+
+    /// There is no workload yet.
+    fn provisioning(&self) -> Told {
+        match (&self.failure, self.call) {
+            (Some(Failed { failure, retry_at: None, .. }), _) => {
+                told(Phase::Failed, failure.reason, &failure.message)
+            }
+            (Some(Failed { failure, .. }), _) => told(Phase::Provisioning, failure.reason, &failure.message),
+            (None, None) if self.workload().is_none() => told(Phase::Pending, "Accepted", ""),
+            (None, _) => told(Phase::Provisioning, "CreatingWorkload", "the driver makes the workload"),
+        }
+    }
+
+    /// The workload is frozen, and should run.
+    fn thawing(&self) -> Told {
+        match &self.failure {
+            Some(Failed { failure, retry_at: None, .. }) => {
+                told(Phase::Failed, "ResumeFailed", &failure.message)
+            }
+            Some(Failed { failure, .. }) => told(Phase::Resuming, failure.reason, &failure.message),
+            None => told(Phase::Resuming, "ResumeRequested", ""),
+        }
+    }
+
+    /// The workload is there, or was when it was last seen, and no session is.
+    fn linkless(&self, known: &Known, now: Instant) -> Told {
+        if let Some(thawed) = self.thawed {
+            return if now < thawed + self.boot_deadline {
+                told(
+                    Phase::Resuming,
+                    "WaitingForSupervisor",
+                    "the workload runs on; its supervisor is not back yet",
+                )
+            } else {
+                told(
+                    Phase::Degraded,
+                    "ResumeDeadline",
+                    &format!(
+                        "the supervisor is not back {} s after the resume",
+                        self.boot_deadline.as_secs()
+                    ),
+                )
+            };
+        }
+        if self.wanted.attached >= self.wanted.generation {
+            return match &self.lost {
+                Some(why) => told(Phase::Reconnecting, "SessionLost", why),
+                None => told(Phase::Reconnecting, "GatewayRestarted", "the supervisor has not come back yet"),
+            };
+        }
+        if matches!(known, Known::Alive(WorkloadState::Creating)) {
+            return told(Phase::Provisioning, "CreatingWorkload", "the driver makes the workload");
+        }
+        if self.booting.is_some_and(|since| now >= since + self.boot_deadline) {
+            let seconds = self.boot_deadline.as_secs();
+            let message = if self.dialled >= self.wanted.generation {
+                format!(
+                    "the workload has started, and its supervisor dialled and was not attached within {seconds} s"
+                )
+            } else {
+                format!("the workload has started, and its supervisor has not dialled within {seconds} s")
+            };
+            return told(Phase::Failed, "BootDeadline", &message);
+        }
+        match known {
+            Known::Unproven => {
+                told(Phase::Reconnecting, "GatewayRestarted", "the driver has not said yet what it has")
+            }
+            _ if self.dialled >= self.wanted.generation => told(
+                Phase::Provisioning,
+                "SupervisorDialled",
+                "the supervisor has dialled, and is being let in",
+            ),
+            _ => told(Phase::Provisioning, "WaitingForSupervisor", "the workload has started"),
+        }
+    }
+
+    /// The console says why a boot failed, or a workload died.
+    fn with_console(&self, phase: Phase, message: String) -> String {
+        match &self.console {
+            Some((generation, text))
+                if phase == Phase::Failed && *generation == self.wanted.generation && !text.is_empty() =>
+            {
+                format!("{message}; the console ends with: {text}")
+            }
+            _ => message,
+        }
+    }
+
+    fn conditions(&self, known: &Known, now: Instant) -> [Status; 4] {
+        let fresh = self.probes.as_ref().filter(|probes| now < probes.at + timing::PROBE_LEASE);
+        let answers = fresh.is_some_and(|probes| matches!(probes.exec, Finding::Good));
+        let workload = match known {
+            Known::Alive(WorkloadState::Running) => yes("Running"),
+            Known::Alive(WorkloadState::Paused) => no("Paused", ""),
+            Known::Alive(WorkloadState::Stopping) => {
+                no("Stopping", "it was asked to end, and not by this gateway")
+            }
+            Known::Alive(_) => no("Creating", ""),
+            Known::NotMade => no("NotMade", ""),
+            Known::Dead { reason, message, .. } => no(reason, message),
+            // A command that ran in it says more than a driver that does not know.
+            Known::Unproven if answers => yes("SupervisorAnswers"),
+            Known::Unproven => unknown("DriverSilent", "the driver has not said what it has"),
+        };
+        let (connected, why) = match (self.link(), &self.lost) {
+            (Some(_), _) => (yes("Attached"), "NotProbed"),
+            (None, Some(why)) => (no("SessionLost", why), "NoSession"),
+            (None, None) => (no("NotConnected", ""), "NoSession"),
+        };
+        let [exec, filesystem] = match (&self.probes, fresh) {
+            (_, Some(probes)) => {
+                [(&probes.exec, "ExecProbeFailed"), (&probes.filesystem, "FilesystemProbeFailed")]
+                    .map(|(finding, reason)| finding.status(reason))
+            }
+            (Some(_), None) => {
+                let overdue = unknown("ProbeOverdue", "the last good probe is too old to count");
+                [overdue.clone(), overdue]
+            }
+            (None, None) => [unknown(why, ""), unknown(why, "")],
+        };
+        [workload, connected, exec, filesystem]
+    }
+}
+
+impl Finding {
+    fn status(&self, reason: &str) -> Status {
+        match self {
+            Self::Good => yes("ProbeSucceeded"),
+            Self::Bad(message) => no(reason, message),
+            Self::Missing => unknown("NotProbed", "the supervisor does not probe it"),
+        }
+    }
+}
+
+fn told(phase: Phase, reason: &str, message: &str) -> Told {
+    (phase, reason.to_owned(), message.to_owned())
+}
+
+fn yes(reason: &str) -> Status {
+    Status { status: ConditionStatus::True, reason: reason.to_owned(), message: String::new() }
+}
+
+fn no(reason: &str, message: &str) -> Status {
+    Status { status: ConditionStatus::False, reason: reason.to_owned(), message: message.to_owned() }
+}
+
+fn unknown(reason: &str, message: &str) -> Status {
+    Status { status: ConditionStatus::Unknown, reason: reason.to_owned(), message: message.to_owned() }
+}
