@@ -52,8 +52,8 @@ const STDIN: usize = 4;
 /// Everything else that waits for the relay: small frames. A caller that sends faster waits.
 const CONTROL: usize = 32;
 
-/// One stdin message, in bytes: what a caller may pin in the gateway with it.
-const MAX_STDIN: usize = 1 << 20;
+/// One stdin message, in bytes. Its pieces pin all of it; two of them are what a caller can pin in the gateway.
+const MAX_STDIN: usize = 256 << 10;
 
 /// A caller that is attached to an exec.
 #[derive(Debug)]
@@ -113,7 +113,7 @@ impl AttachInput {
         }
     }
 
-    /// Writes to the command's stdin, by offset; at most 1 MiB at once.
+    /// Writes to the command's stdin, by offset; at most 256 KiB at once.
     pub async fn stdin(&self, mut offset: u64, mut data: Bytes) -> Result<(), CallError> {
         self.must_write_stdin()?;
         if data.len() > MAX_STDIN {

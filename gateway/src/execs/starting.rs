@@ -208,6 +208,7 @@ impl Core {
             let starts = record.state() == ExecState::Accepted && job.start.is_some();
             // The sandbox's view first, so that no change after the look at the session is missed.
             let mut view = job.handle.view();
+            view.mark_unchanged();
             let session = match job.handle.wait_for_session(job.until).await {
                 Ok(session) => session,
                 Err(error) => return self.no_session(job, record, starts, error).await,

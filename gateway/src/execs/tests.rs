@@ -10,7 +10,7 @@ use holdfast_wire::{
         TerminalSize, attach_event::Kind as Event, outcome::Kind,
     },
     close::CloseCode,
-    control::{RefusedCode, exec_call},
+    control::{RefusedCode, exec_call, up},
     frame::Frame,
     ids::ExecId,
     timing,
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::{AttachOutput, Attached, CallerInfo};
 use crate::{
     error::{CallError, Reason, key},
-    sessions::fake::{Act, FakeWorld, Heard, a_spec, an_attach},
+    sessions::fake::{Act, FakeWorld, Heard, a_spec, an_attach, open_control},
 };
 
 const BOX: &str = "box";
@@ -266,6 +266,43 @@ async fn a_refused_start_never_ran_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_supervisor_that_is_stopping_is_asked_again_only_when_something_has_changed() {
+    let world = FakeWorld::new().await;
+    let supervisor = world.sandbox(BOX).await;
+    let _link = supervisor.attach().await;
+    world.session(BOX, 1).await;
+    supervisor.script(std::iter::repeat_n(Act::Refuse(RefusedCode::Stopping), 100));
+    let (exec, at) = (ExecId::random(), Instant::now());
+    let error = attach(&world, exec).await.unwrap_err();
+    assert_eq!((error.reason, at.elapsed().as_secs()), (Reason::RelayDeadline, 15));
+    assert!(supervisor.acts_left() >= 95, "{}", supervisor.acts_left());
+    assert!(matches!(outcome(&world, exec).await, Some(Kind::StartFailed(_))));
+    assert_eq!(supervisor.begun(exec), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_whose_instance_is_gone_waits_without_spinning() {
+    let world = FakeWorld::new().await;
+    let supervisor = world.sandbox(BOX).await;
+    let _first = supervisor.attach().await;
+    world.session(BOX, 1).await;
+    let exec = ExecId::random();
+    supervisor.script([Act::StartAndVanish]);
+    let successor = supervisor.restarted();
+    let again = async {
+        supervisor_lost(&world).await;
+        // No complete report comes: only a paused clock that moves on ends this call.
+        let (connection, _, dialer) = successor.dial().await;
+        let control = open_control(&connection, up::Body::Hello(successor.hello())).await;
+        (connection, dialer, control)
+    };
+    let at = Instant::now();
+    let (attached, _second) = tokio::join!(attach(&world, exec), again);
+    assert_eq!((attached.unwrap_err().reason, at.elapsed().as_secs()), (Reason::StartUnknown, 15));
+    assert_eq!((supervisor.begun(exec), successor.begun(exec)), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn garbage_ends_that_relay_alone() {
     let world = FakeWorld::new().await;
     let supervisor = world.sandbox(BOX).await;
@@ -409,6 +446,8 @@ async fn signals_overtake_stdin_that_the_command_does_not_take() {
     input.resize(TerminalSize { cols: 80, rows: 24 }).await.unwrap();
     supervisor.hears(|heard| *heard == Heard::Frame(Frame::Signal(2))).await;
     supervisor.hears(|heard| *heard == Heard::Frame(Frame::Resize { cols: 80, rows: 24 })).await;
+    let stdin = |heard: &Heard| matches!(heard, Heard::Frame(Frame::Stdin { .. }));
+    assert!(!supervisor.heard_so_far().iter().any(stdin));
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 
 use std::{pin::pin, time::SystemTime};
 
+use futures::FutureExt as _;
 use holdfast_wire::{
     close::CloseCode,
     control::{Down, Heartbeat, RefuseCode, RenewCertificate, Up, Welcome, down, up},
@@ -125,7 +126,7 @@ impl Sessions {
         session.probe_now();
 
         let (frozen_in, frozen) = watch::channel(false);
-        let mut writer = pin!(write(&mut send, queue, frozen_in));
+        let mut writer = pin!(write(&mut send, queue, frozen_in).fuse());
         let lost = tokio::select! {
             biased;
             lost = connection.closed() => Lost::Connection(lost),
@@ -144,11 +145,11 @@ impl Sessions {
             // What is queued (GoAway) still goes out, the relays reset themselves, and their resets need a
             // moment: a close under a full congestion window is never sent.
             if let Lost::Here { code, reason } = &lost {
-                let _ = timeout(timing::CLOSE_LINGER, async {
+                let rest = async {
                     writer.await;
                     std::future::pending::<()>().await;
-                })
-                .await;
+                };
+                let _ = timeout(timing::CLOSE_LINGER, rest).await;
                 connection.close(*code, reason);
             }
         };

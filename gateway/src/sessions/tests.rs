@@ -78,6 +78,22 @@ async fn an_oversized_control_message_ends_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_supervisor_that_stops_listening_is_closed() {
+    let world = FakeWorld::new().await;
+    let supervisor = world.sandbox(BOX).await;
+    let (connection, _, _dialer) = supervisor.dial().await;
+    let (_send, recv) = open_control(&connection, up::Body::Hello(supervisor.hello())).await;
+    let mut recv = MessageReader::new(recv);
+    let _welcome: Down = recv.message(limits::MAX_MESSAGE).await.unwrap().unwrap();
+    let session = world.session(BOX, 1).await;
+    recv.stop(CloseCode::INTERNAL);
+    // Whatever is written next finds out.
+    session.probe_now();
+    assert_eq!(connection.closed().await.code(), Some(CloseCode::PROTOCOL));
+    assert_eq!(session.closed().await.label(), "PROTOCOL");
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_says_nothing_is_closed_after_the_hello_timeout() {
     let world = FakeWorld::new().await;
     let supervisor = world.sandbox(BOX).await;

@@ -135,6 +135,11 @@ impl FakeSupervisor {
         self.work().acts.extend(acts);
     }
 
+    /// How much of the script has not been played.
+    pub(crate) fn acts_left(&self) -> usize {
+        self.work().acts.len()
+    }
+
     /// How often the command was really begun.
     pub(crate) fn begun(&self, exec: ExecId) -> usize {
         self.work().execs.get(&exec).map_or(0, |exec| exec.begun)
