@@ -9,7 +9,8 @@
 //! ```
 //!
 //! With `attach = false`, `started` (or `ended`, if it is over) is all. `ended` follows the last byte of output; a
-//! stream that ends without it has not told the outcome. A relay waits only for its own peer: the spool keeps what
+//! stream that ends without it has not told the outcome. What a caller still sends when the outcome has been
+//! delivered (a last acknowledgement, input) meets a stop with DONE, which is no fault. A relay waits only for its own peer: the spool keeps what
 //! a slow one has not read. However a relay ends without `detach` (reset, lost session, a panic in here), its
 //! attachment's drop decides about on_disconnect.
 

@@ -17,13 +17,13 @@ async fn an_ended_exec_survives_a_restart_with_its_output() {
     let lab = Lab::real().await;
     let id = ExecId::random();
     let spec = shell("head -c 700000 /dev/zero | tr '\\0' x; echo tail; echo oops >&2; exit 6");
-    let before = lab.relay(start(id, spec.clone())).await.to_end().await;
+    let before = lab.relay(start(id, spec.clone())).await.finish().await;
     let (dir, config) = crash(lab).await;
     let lab = Lab::over(dir, config).await;
     let [info] = lab.execs.report().try_into().unwrap();
     assert_eq!((info.exec_id, info.state), (id.to_string(), ExecState::Ended as i32));
     // Starting it again is asking for the same exec.
-    let after = lab.relay(start(id, spec)).await.to_end().await;
+    let after = lab.relay(start(id, spec)).await.finish().await;
     assert_eq!((after.code(), &after.stdout, &after.stderr), (6, &before.stdout, &before.stderr));
     assert!(after.gaps.is_empty());
     let conflict = lab.try_relay(start(id, shell("exit 0"))).await.err().unwrap();
@@ -74,14 +74,14 @@ async fn an_unfinished_exec_is_lost_and_what_is_left_of_it_killed() {
             crate::execs::spawn::Exit::Signal { signal: libc::SIGKILL, core: false, oom: false }
         );
         nothing_left(id).await;
-        let report = lab.relay(attach(id, 5)).await.to_end().await;
+        let report = lab.relay(attach(id, 5)).await.finish().await;
         let Kind::Lost(lost) = report.outcome() else { panic!("{report:?}") };
         assert_eq!(lost.reason(), LostReason::SupervisorRestarted);
         assert_eq!(report.stdout(), "it wrote");
         // And it stays lost.
         let (dir, config) = crash(lab).await;
         let lab = Lab::over(dir, config).await;
-        assert!(matches!(lab.relay(attach(id, 0)).await.to_end().await.outcome(), Kind::Lost(_)));
+        assert!(matches!(lab.relay(attach(id, 0)).await.finish().await.outcome(), Kind::Lost(_)));
     }
 }
 
@@ -89,22 +89,22 @@ async fn an_unfinished_exec_is_lost_and_what_is_left_of_it_killed() {
 async fn what_cannot_be_read_is_removed_and_the_rest_kept() {
     let lab = Lab::real().await;
     let (good, bad) = (ExecId::random(), ExecId::random());
-    lab.relay(start(good, shell("echo good"))).await.to_end().await;
-    lab.relay(start(bad, shell("echo bad"))).await.to_end().await;
+    lab.relay(start(good, shell("echo good"))).await.finish().await;
+    lab.relay(start(bad, shell("echo bad"))).await.finish().await;
     let (dir, config) = crash(lab).await;
     let record = dir.path().join("state/execs").join(bad.to_string()).join("record");
     std::fs::write(&record, b"\x01garbage").unwrap();
     let lab = Lab::over(dir, config).await;
     assert_eq!(lab.execs.report().len(), 1);
     assert!(!record.exists());
-    assert_eq!(lab.relay(attach(good, 0)).await.to_end().await.stdout(), "good\n");
+    assert_eq!(lab.relay(attach(good, 0)).await.finish().await.stdout(), "good\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_ends_after_its_time() {
     let lab = Lab::real().await;
     let id = ExecId::random();
-    lab.relay(start(id, ExecSpec { retain_for: millis(400), ..shell("echo x") })).await.to_end().await;
+    lab.relay(start(id, ExecSpec { retain_for: millis(400), ..shell("echo x") })).await.finish().await;
     let place = lab.dir.path().join("state/execs").join(id.to_string());
     assert!(place.exists());
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
@@ -121,7 +121,7 @@ async fn a_full_table_lets_the_oldest_ended_go_and_refuses_when_all_run() {
     let lab = Lab::with(|config| config.max_execs = 2).await;
     let ids: Vec<ExecId> = (0..3).map(|_| ExecId::random()).collect();
     for id in &ids {
-        lab.relay(start(*id, shell("true"))).await.to_end().await;
+        lab.relay(start(*id, shell("true"))).await.finish().await;
     }
     let kept: Vec<String> = lab.execs.report().into_iter().map(|info| info.exec_id).collect();
     assert_eq!(kept, [ids[1].to_string(), ids[2].to_string()]);
@@ -158,7 +158,7 @@ impl Tmpfs {
         match rustix::mount::mount("tmpfs", dir, "tmpfs", flags, Some(options.as_c_str())) {
             Ok(()) => Some(Self(dir.to_owned())),
             Err(error) => {
-                println!("skipped: no tmpfs can be mounted here: {error}");
+                skipped(&format!("no tmpfs can be mounted here: {error}"));
                 None
             }
         }
@@ -178,7 +178,7 @@ async fn a_full_disk_kills_no_command_and_loses_no_byte_of_a_reader_that_keeps_u
     let lab = Lab::over(Arc::clone(&dir), config(&dir, Arc::new(RealSpawner::new()))).await;
     let id = ExecId::random();
     let mut caller = lab.relay(start(id, shell("head -c 8000000 /dev/zero; exit 3"))).await;
-    let report = caller.to_end().await;
+    let report = caller.finish().await;
     assert_eq!((report.code(), report.stdout.len()), (3, 8_000_000));
     assert!(report.gaps.is_empty());
     assert!(lab.execs.spool_usage().error.is_some_and(|error| error.contains("No space left")));
@@ -189,7 +189,7 @@ async fn a_full_disk_kills_no_command_and_loses_no_byte_of_a_reader_that_keeps_u
     lab.relay(request).await;
     let wait = holdfast_wire::control::WaitCall { exec_id: id.to_bytes(), at_most_ms: 60_000 };
     lab.call(exec_call::Kind::Wait(wait)).await.unwrap();
-    let report = lab.relay(attach(id, 0)).await.to_end().await;
+    let report = lab.relay(attach(id, 0)).await.finish().await;
     assert_eq!(report.code(), 4);
     assert!(report.stdout.ends_with(b"end\n") && !report.gaps.is_empty());
     drop(lab);

@@ -14,8 +14,8 @@ async fn the_same_start_is_the_same_exec() {
     let (id, spec) = (ExecId::random(), shell("echo once >> count; sleep 0.3; cat count"));
     let (mut one, mut two) =
         tokio::join!(lab.relay(start(id, spec.clone())), lab.relay(start(id, spec.clone())));
-    let (one, two) = tokio::join!(one.to_end(), two.to_end());
-    let three = lab.relay(start(id, spec)).await.to_end().await;
+    let (one, two) = tokio::join!(one.finish(), two.finish());
+    let three = lab.relay(start(id, spec)).await.finish().await;
     for report in [one, two, three] {
         assert_eq!(report.stdout(), "once\n");
         assert!(report.started.is_some());
@@ -53,10 +53,10 @@ async fn a_slow_reader_holds_up_nobody_else() {
     let spec = shell("head -c 6000000 /dev/zero; exit 1");
     // It never reads: its stream's window fills, and its relay stands still.
     let slow = lab.relay(start(id, spec)).await;
-    let fast = lab.relay(attach(id, 0)).await.to_end().await;
+    let fast = lab.relay(attach(id, 0)).await.finish().await;
     assert_eq!((fast.code(), fast.stdout.len()), (1, 6_000_000));
     let mut slow = slow;
-    let report = slow.to_end().await;
+    let report = slow.finish().await;
     assert_eq!((report.code(), report.stdout.len()), (1, 6_000_000));
 }
 
@@ -64,10 +64,10 @@ async fn a_slow_reader_holds_up_nobody_else() {
 async fn a_reader_attaches_at_any_offset() {
     let lab = Lab::real().await;
     let id = ExecId::random();
-    lab.relay(start(id, shell("seq 1 100000; seq 1 5 >&2"))).await.to_end().await;
-    let whole = lab.relay(attach(id, 0)).await.to_end().await.stdout;
+    lab.relay(start(id, shell("seq 1 100000; seq 1 5 >&2"))).await.finish().await;
+    let whole = lab.relay(attach(id, 0)).await.finish().await.stdout;
     for offset in [1, 4096, 300_000, whole.len() as u64] {
-        let report = lab.relay(attach(id, offset)).await.to_end().await;
+        let report = lab.relay(attach(id, offset)).await.finish().await;
         assert_eq!(report.stdout, whole[offset as usize..]);
         assert_eq!(report.stderr(), "1\n2\n3\n4\n5\n");
     }
@@ -162,7 +162,7 @@ async fn whoever_breaks_the_protocol_is_cut_off() {
     let mut good = lab.relay(attach(id, 0)).await;
     good.stdin(0, b"fine").await;
     good.send(Frame::StdinEof { offset: 4 }).await;
-    assert_eq!(good.to_end().await.stdout(), "fine");
+    assert_eq!(good.finish().await.stdout(), "fine");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,7 +182,7 @@ async fn signals_reach_the_group_by_frame_and_by_call() {
         lab.call(exec_call::Kind::Resize(ResizeCall { exec_id: id.to_bytes(), size })).await.unwrap_err();
     assert!(refused.message.contains("no terminal"), "{}", refused.message);
     lab.call(exec_call::Kind::Signal(signal(libc::SIGUSR2))).await.unwrap();
-    assert_eq!(caller.to_end().await.code(), 33);
+    assert_eq!(caller.finish().await.code(), 33);
     let refused = lab.call(exec_call::Kind::Signal(signal(libc::SIGTERM))).await.unwrap_err();
     assert_eq!(refused.code(), RefusedCode::Ended);
 }
@@ -214,17 +214,18 @@ async fn calls_list_read_wait_and_cancel() {
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_are_told_without_loss_and_without_a_queue() {
     let lab = Lab::real().await;
-    let changes = lab.execs.changes();
+    let mut changes = lab.execs.changes();
     let ids: Vec<ExecId> = (0..5).map(|_| ExecId::random()).collect();
     for id in &ids {
-        lab.relay(start(*id, shell("true"))).await.to_end().await;
+        lab.relay(start(*id, shell("true"))).await.finish().await;
     }
-    assert!(changes.has_changed().unwrap());
+    // Accepted, running, ended; the last is told to callers first.
+    changes.wait_for(|revision| *revision == 15).await.unwrap();
     let (revision, changed) = lab.execs.changed_since(0);
     assert_eq!(changed.len(), 5);
     assert!(changed.iter().all(|info| info.state == ExecState::Ended as i32));
     assert!(lab.execs.changed_since(revision).1.is_empty());
-    lab.relay(start(ExecId::random(), shell("true"))).await.to_end().await;
+    lab.relay(start(ExecId::random(), shell("true"))).await.finish().await;
     assert_eq!(lab.execs.changed_since(revision).1.len(), 1);
 }
 
