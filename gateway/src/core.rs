@@ -28,6 +28,9 @@ use crate::{
 /// Facts about sandboxes that wait for the exec room. Each sandbox's task waits for room by itself.
 const FACTS: usize = 256;
 
+/// Makes the door's TLS configuration with a policy that refuses deleted sandboxes.
+pub type TlsOf = Box<dyn FnOnce(Arc<dyn RevocationPolicy>) -> Result<rustls::ServerConfig, String> + Send>;
+
 /// What a core is made of.
 pub struct Parts {
     /// The gateway's name.
@@ -44,8 +47,8 @@ pub struct Parts {
     pub sockets: Vec<Socket>,
     /// The keys that outlive the process.
     pub keys: ServerKeys,
-    /// TLS for the door, given the policy that refuses deleted sandboxes.
-    pub tls: Box<dyn FnOnce(Arc<dyn RevocationPolicy>) -> Result<rustls::ServerConfig, String> + Send>,
+    /// TLS for the door.
+    pub tls: TlsOf,
     /// Transport settings.
     pub profile: Profile,
     /// What supervisors are told.

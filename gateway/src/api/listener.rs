@@ -5,7 +5,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -38,8 +37,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct ApiConnectInfo {
     /// The client's certificate; TLS has verified it.
     pub(super) peer_certificate: Option<CertificateDer<'static>>,
-    /// Whence.
-    pub(super) remote: Option<SocketAddr>,
 }
 
 /// A connection after its handshake.
@@ -108,13 +105,12 @@ impl Connected for ApiStream {
     type ConnectInfo = ApiConnectInfo;
 
     fn connect_info(&self) -> ApiConnectInfo {
-        let (tcp, tls) = self.inner.get_ref();
+        let (_, tls) = self.inner.get_ref();
         ApiConnectInfo {
             peer_certificate: tls
                 .peer_certificates()
                 .and_then(|chain| chain.first())
                 .map(|c| c.clone().into_owned()),
-            remote: tcp.peer_addr().ok(),
         }
     }
 }

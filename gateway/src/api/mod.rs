@@ -38,8 +38,9 @@ const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Streams of one connection: a harness may hold a thousand execs on one.
 const STREAMS: u32 = 2048;
 
-/// A request message, in bytes: an ExecSpec with all its arguments.
-const MAX_REQUEST: usize = holdfast_wire::limits::MAX_RELAY_HEADER;
+/// A request message, in bytes. An ExecSpec may have 2 MiB of arguments; what is somewhat larger is taken in all the
+/// same, so that the caller is told which field is too large instead of a number of bytes.
+const MAX_REQUEST: usize = 16 << 20;
 
 /// The API's parts.
 #[derive(Debug)]

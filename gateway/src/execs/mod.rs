@@ -121,7 +121,7 @@ impl Execs {
             tasks: TaskTracker::new(),
             token,
         });
-        core.end_what_was_never_sent().await?;
+        core.take_up_unstarted().await?;
         core.tasks.spawn(task::run(Arc::clone(&core), facts));
         Ok(Self { core })
     }
@@ -159,17 +159,48 @@ impl Execs {
 }
 
 impl Core {
-    /// What an earlier gateway accepted and did not send cannot be sent any more: its spec is not kept.
-    async fn end_what_was_never_sent(&self) -> Result<(), CallError> {
+    /// Takes up what an earlier gateway accepted and nobody has seen started. Its caller has been told that the
+    /// gateway is gone, and may repeat the start until its deadline: this keeps the exec for so long.
+    async fn take_up_unstarted(self: &Arc<Self>) -> Result<(), CallError> {
         for view in self.sandboxes.views() {
             for record in self.store.unfinished(view.id()).await? {
-                if record.sent.is_none() {
-                    let why = "the gateway was restarted before it was sent";
-                    self.finish(record.exec, &state::never_started(why, Timestamp::now())).await?;
+                if record.state() == ExecState::Accepted {
+                    let starter = self.enter_start(record.exec);
+                    starter.admitted(record.sent.is_some());
+                    self.tasks.spawn(Arc::clone(self).keep_until_deadline(record, starter));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Holds an exec's place among those that are being started until its deadline, then sees to its end.
+    async fn keep_until_deadline(self: Arc<Self>, record: ExecRecord, starter: starting::Starter) {
+        let left = record.start_deadline_at.duration_since(Timestamp::now());
+        tokio::select! {
+            () = tokio::time::sleep(left.try_into().unwrap_or_default()) => {}
+            () = self.token.cancelled() => return,
+        }
+        drop(starter);
+        if self.start_of(record.exec) != state::Start::None {
+            // Its caller has come back, and that start sees to it.
+            return;
+        }
+        match self.store.exec(record.exec).await {
+            Ok(Some(now)) if now.state() == ExecState::Accepted => {
+                match (now.sent, self.sandboxes.by_id(now.sandbox)) {
+                    (Some(_), Some(handle)) => self.settle_later(now.exec, handle, false),
+                    _ => {
+                        let why = "the gateway was restarted before it was sent, and nobody repeated the start in time";
+                        self.never_started(now.exec, why).await;
+                    }
+                }
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(exec = %record.exec, %error, "looking at an exec that was not started")
+            }
+        }
     }
 
     /// The record of `exec` in `sandbox` (name or id), and the sandbox if it is still there: an exec is

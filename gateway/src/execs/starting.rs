@@ -179,7 +179,7 @@ impl Core {
                 if self.may_be_delivered(job.exec) {
                     return Err(start_unknown(job.exec, "the gateway is stopping"));
                 }
-                self.never_started(job.exec, "the gateway stopped before it was sent").await;
+                // Accepted it stays: the caller may repeat the start at the next gateway until its deadline.
                 Err(super::stopping())
             }
         }
@@ -465,7 +465,7 @@ impl Core {
         relay.recv.stop(CloseCode::PROTOCOL);
     }
 
-    async fn never_started(&self, exec: ExecId, message: &str) {
+    pub(super) async fn never_started(&self, exec: ExecId, message: &str) {
         self.end_as(exec, StartFailure::Deadline, message).await;
     }
 
