@@ -12,14 +12,14 @@ async fn wrong_requests_are_told_what_is_wrong() -> anyhow::Result<()> {
     cluster.create("box").await?;
     for (args, code, said) in [
         (vec!["exec", "nobox", "--", "true"], 125, "nobox"),
-        (vec!["create", "Not_A_Name"], 1, "name"),
-        (vec!["create", "box"], 1, "box"),
+        (vec!["create", "Not_A_Name"], 125, "name"),
+        (vec!["create", "box"], 125, "box"),
         (vec!["exec", "-w", "/no/such/dir", "box", "--", "true"], 126, "/no/such/dir"),
         (vec!["exec", "-u", "no-such-user", "box", "--", "true"], 126, "no-such-user"),
         (vec!["exec", "box", "--"], 2, "COMMAND"),
         (vec!["exec", "-e", "=x", "box", "--", "true"], 2, "="),
-        (vec!["attach", "box", "not-a-uuid"], 2, "not-a-uuid"),
-        (vec!["wait", "box", "--for", "nonsense"], 1, "nonsense"),
+        (vec!["attach", "box", "not-a-uuid"], 125, "not-a-uuid"),
+        (vec!["wait", "box", "--for", "nonsense"], 125, "nonsense"),
     ] {
         let finished = cluster.command(&args).run().await?;
         assert_eq!(finished.code, code, "{args:?}: {}", finished.stderr);
@@ -34,7 +34,15 @@ async fn bytes_that_are_not_utf_8_survive_and_nul_is_refused() -> anyhow::Result
     let cluster = Cluster::start(HOLDFAST).await?;
     cluster.create("box").await?;
     let value = std::ffi::OsStr::from_bytes(b"A=\xff\xfe");
-    let args = ["exec".as_ref(), "-e".as_ref(), value, "box".as_ref(), "--".as_ref(), "printenv".as_ref(), "A".as_ref()];
+    let args = [
+        "exec".as_ref(),
+        "-e".as_ref(),
+        value,
+        "box".as_ref(),
+        "--".as_ref(),
+        "printenv".as_ref(),
+        "A".as_ref(),
+    ];
     let finished = cluster.command(args).run().await?.success()?;
     assert_eq!(finished.stdout, b"\xff\xfe\n");
     Ok(())
@@ -56,12 +64,13 @@ async fn a_client_of_another_authority_is_refused() -> anyhow::Result<()> {
     let (mine, other) = tokio::try_join!(Cluster::start(HOLDFAST), Cluster::start(HOLDFAST))?;
     // The other's identity against my address: its authority is not mine.
     let profile = std::fs::read_to_string(other.data_dir().join("client.toml"))?;
-    let address = |cluster: &Cluster| -> anyhow::Result<String> { Ok(cluster.gateway()?.address.to_string()) };
+    let address =
+        |cluster: &Cluster| -> anyhow::Result<String> { Ok(cluster.gateway()?.address.to_string()) };
     let crossed = profile.replace(&address(&other)?, &address(&mine)?);
     let path = other.data_dir().join("crossed.toml");
     std::fs::write(&path, crossed)?;
     let finished = mine.command(["list"]).env("HOLDFAST_PROFILE", &path).run().await?;
-    assert_eq!(finished.code, 1, "{}", finished.stderr);
+    assert_eq!(finished.code, 125, "{}", finished.stderr);
     assert!(finished.stderr.to_lowercase().contains("certificate"), "{}", finished.stderr);
     mine.command(["list"]).run().await?.success()?;
     Ok(())

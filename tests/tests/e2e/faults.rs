@@ -29,7 +29,11 @@ async fn a_gateway_killed_in_mid_exec_costs_no_byte_and_no_second_run() -> anyho
     let finished = running.finish().await?.exited(9)?;
     let want: String = (201..=2000).map(|i| format!("line {i}\n")).collect();
     assert_eq!(Sha256::digest(&finished.stdout), Sha256::digest(want.as_bytes()), "{}", finished.stderr);
-    assert!(finished.stderr.contains("reattached") && finished.stderr.contains("0 bytes lost"), "{}", finished.stderr);
+    assert!(
+        finished.stderr.contains("reattached") && finished.stderr.contains("0 bytes lost"),
+        "{}",
+        finished.stderr
+    );
     let started = cluster.command(["exec", "box", "--", "cat", "started"]).run().await?.success()?;
     assert_eq!(started.text(), "x\n", "the command was started once");
     Ok(())
@@ -57,7 +61,8 @@ async fn an_orderly_stop_leaves_work_running_and_is_adopted() -> anyhow::Result<
     let mut cluster = Cluster::start(HOLDFAST).await?;
     cluster.create("box").await?;
     let pid = cluster.supervisor_pid("box").await?;
-    let mut running = cluster.command(["exec", "box", "--", "sh", "-c", "echo up; sleep 3; echo done"]).spawn()?;
+    let mut running =
+        cluster.command(["exec", "box", "--", "sh", "-c", "echo up; sleep 3; echo done"]).spawn()?;
     assert_eq!(running.line().await?, "up");
     cluster.stop_gateway().await?;
     cluster.start_gateway().await?;
@@ -72,7 +77,8 @@ async fn a_killed_supervisor_is_told_and_its_exec_is_lost_not_guessed() -> anyho
     let cluster = Cluster::start(HOLDFAST).await?;
     cluster.create("box").await?;
     let mark = format!("{}", 100_000 + std::process::id());
-    let mut running = cluster.command(["exec", "box", "--", "sh", "-c", &format!("echo up; sleep {mark}")]).spawn()?;
+    let mut running =
+        cluster.command(["exec", "box", "--", "sh", "-c", &format!("echo up; sleep {mark}")]).spawn()?;
     assert_eq!(running.line().await?, "up");
     harness::signal(cluster.supervisor_pid("box").await?, Signal::KILL)?;
     let told = Instant::now();
@@ -96,14 +102,32 @@ async fn a_killed_caller_takes_its_command_along_only_if_asked() -> anyhow::Resu
     let (kept, killed) = (base.to_string(), (base + 1).to_string());
 
     let mut caller = cluster
-        .command(["exec", "--kill-on-disconnect", "--kill-grace", "1s", "box", "--", "sh", "-c", &format!("echo up; sleep {killed}")])
+        .command([
+            "exec",
+            "--kill-on-disconnect",
+            "--kill-grace",
+            "1s",
+            "box",
+            "--",
+            "sh",
+            "-c",
+            &format!("echo up; sleep {killed}"),
+        ])
         .spawn()?;
     assert_eq!(caller.line().await?, "up");
     caller.kill().await?;
-    harness::eventually(Duration::from_secs(10), || !harness::is_running(&format!("sleep\0{killed}"))).await?;
+    harness::eventually(Duration::from_secs(10), || !harness::is_running(&format!("sleep\0{killed}")))
+        .await?;
 
     let mut caller = cluster
-        .command(["exec", "box", "--", "sh", "-c", &format!("echo before; sleep 2; echo after; : {kept}; exit 6")])
+        .command([
+            "exec",
+            "box",
+            "--",
+            "sh",
+            "-c",
+            &format!("echo before; sleep 2; echo after; : {kept}; exit 6"),
+        ])
         .spawn()?;
     assert_eq!(caller.line().await?, "before");
     caller.kill().await?;

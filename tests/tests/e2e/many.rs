@@ -37,14 +37,16 @@ async fn silent_execs_give_their_true_codes_through_three_resets_of_every_sessio
         cluster.kill_gateway().await?;
         cluster.start_gateway().await?;
     }
-    let finished = try_join_all(running.into_iter().map(|r| r.finish_within(Duration::from_secs(120)))).await?;
+    let finished =
+        try_join_all(running.into_iter().map(|r| r.finish_within(Duration::from_secs(120)))).await?;
     for (i, finished) in finished.iter().enumerate() {
         assert_eq!(finished.code, i32::try_from(i % 256)?, "exec {i}: {}", finished.stderr);
     }
     for i in 0..execs {
         let name = format!("box{}", i % boxes);
         let file = format!("started{i}");
-        let started = cluster.command(["exec", name.as_str(), "--", "cat", file.as_str()]).run().await?.success()?;
+        let started =
+            cluster.command(["exec", name.as_str(), "--", "cat", file.as_str()]).run().await?.success()?;
         assert_eq!(started.text(), format!("{i}\n"), "exec {i} was started once");
     }
     Ok(())

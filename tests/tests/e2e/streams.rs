@@ -20,7 +20,8 @@ async fn bulk_goes_in_and_comes_back_the_same_in_bounded_memory() -> anyhow::Res
     cluster.create("box").await?;
     cluster.command(["exec", "box", "--", "true"]).run().await?.success()?;
     let gateway_before = cluster.gateway()?.resident_kib()?;
-    let bytes: Vec<u8> = (0..BULK as u64 / 8).flat_map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
+    let bytes: Vec<u8> =
+        (0..BULK as u64 / 8).flat_map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
     let want = Sha256::digest(&bytes);
     let finished = cluster.command(["exec", "-i", "box", "--", "cat"]).stdin(bytes).run().await?.success()?;
     assert_eq!(finished.stdout.len(), BULK);
@@ -34,8 +35,11 @@ async fn bulk_goes_in_and_comes_back_the_same_in_bounded_memory() -> anyhow::Res
 async fn half_close_travels_through() -> anyhow::Result<()> {
     let cluster = Cluster::start(HOLDFAST).await?;
     cluster.create("box").await?;
-    let finished =
-        cluster.command(["exec", "-i", "box", "--", "sh", "-c", "wc -c; echo after"]).stdin("12345").run().await?;
+    let finished = cluster
+        .command(["exec", "-i", "box", "--", "sh", "-c", "wc -c; echo after"])
+        .stdin("12345")
+        .run()
+        .await?;
     assert_eq!(finished.success()?.text().replace(' ', ""), "5\nafter\n");
     Ok(())
 }
@@ -54,7 +58,8 @@ async fn without_i_the_command_has_no_stdin() -> anyhow::Result<()> {
 async fn an_open_stdin_does_not_hold_an_ended_command() -> anyhow::Result<()> {
     let cluster = Cluster::start(HOLDFAST).await?;
     cluster.create("box").await?;
-    let mut running = cluster.command(["exec", "-i", "box", "--", "sh", "-c", "read x; echo $x; exit 4"]).spawn()?;
+    let mut running =
+        cluster.command(["exec", "-i", "box", "--", "sh", "-c", "read x; echo $x; exit 4"]).spawn()?;
     running.write(b"word\n").await?;
     assert_eq!(running.line().await?, "word");
     // stdin is still open here; `finish` would close it.
@@ -67,8 +72,11 @@ async fn an_open_stdin_does_not_hold_an_ended_command() -> anyhow::Result<()> {
 async fn a_grandchild_that_holds_the_pipe_does_not_hold_the_call() -> anyhow::Result<()> {
     let cluster = Cluster::start(HOLDFAST).await?;
     cluster.create("box").await?;
-    let finished =
-        cluster.command(["exec", "box", "--", "sh", "-c", "sleep 1000 & echo done"]).run().await?.success()?;
+    let finished = cluster
+        .command(["exec", "box", "--", "sh", "-c", "sleep 1000 & echo done"])
+        .run()
+        .await?
+        .success()?;
     assert_eq!(finished.text(), "done\n");
     assert!(finished.took < Duration::from_secs(5), "{:?}", finished.took);
     Ok(())
@@ -100,7 +108,11 @@ async fn a_terminal_is_one_with_a_size() -> anyhow::Result<()> {
     cluster.create("box").await?;
     // `script` gives the command a terminal of its own to be on.
     let output = tokio::process::Command::new("script")
-        .args(["-qec", &format!("stty rows 33 cols 77; {HOLDFAST} exec -t box -- sh -c 'test -t 1 && stty size'"), "/dev/null"])
+        .args([
+            "-qec",
+            &format!("stty rows 33 cols 77; {HOLDFAST} exec -t box -- sh -c 'test -t 1 && stty size'"),
+            "/dev/null",
+        ])
         .env("HOLDFAST_PROFILE", cluster.data_dir().join("client.toml"))
         .stdin(std::process::Stdio::null())
         .output();
