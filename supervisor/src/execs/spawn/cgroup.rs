@@ -5,12 +5,16 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use holdfast_wire::ids::ExecId;
 
 /// In front of the exec's id, in the name of its cgroup.
 const PREFIX: &str = "holdfast-exec-";
+
+/// An empty cgroup of this age is nobody's: from its making to its command's start it takes milliseconds.
+const OLD: Duration = Duration::from_secs(120);
 
 /// One exec's cgroup.
 #[derive(Clone, Debug)]
@@ -38,7 +42,25 @@ impl Cgroup {
         fs::create_dir(&trial).ok()?;
         let writable = fs::OpenOptions::new().write(true).open(trial.join("cgroup.procs")).is_ok();
         fs::remove_dir(&trial).ok()?;
-        writable.then_some(base)
+        if !writable {
+            return None;
+        }
+        Self::sweep(&base);
+        Some(base)
+    }
+
+    /// Removes empty cgroups that a supervisor left when it was killed. Young ones are left alone: another
+    /// supervisor may be about to put its command there.
+    fn sweep(base: &Path) {
+        let Ok(entries) = fs::read_dir(base) else { return };
+        for entry in entries.flatten() {
+            let named = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+            let age = entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|at| at.elapsed().ok());
+            if named && age.is_some_and(|age| age >= OLD) {
+                // Not empty: somebody lives in it.
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
     }
 
     /// Makes the cgroup and opens its door for the child. `None`: it cannot be had; the exec does without.

@@ -82,13 +82,17 @@ impl RealSpawner {
     /// `children`, so that it is not collected as an orphan.
     #[must_use]
     pub fn among(children: Children) -> Self {
-        Self { machine: Arc::new(Machine { children, ..Machine::look() }) }
+        let mut machine = Machine::look();
+        machine.children = children;
+        Self { machine: Arc::new(machine) }
     }
 
     /// Without cgroups, whatever the machine offers: processes are then found by session and marker.
     #[must_use]
     pub fn without_cgroups() -> Self {
-        Self { machine: Arc::new(Machine { cgroups: None, ..Machine::look() }) }
+        let mut machine = Machine::look();
+        machine.cgroups = None;
+        Self { machine: Arc::new(machine) }
     }
 
     /// Whether every exec gets a cgroup of its own.
@@ -128,6 +132,12 @@ impl Spawner for RealSpawner {
             cgroup.remove();
         }
         killed
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.sweep(None);
     }
 }
 
