@@ -255,7 +255,10 @@ impl Inner {
         }
         request.env.extend(spec.env.iter().map(|variable| (os(&variable.name), os(&variable.value))));
         // Absolute, or from the workspace.
-        request.cwd = self.config.workspace.join(PathBuf::from(os(&spec.cwd)));
+        if !spec.cwd.is_empty() {
+            request.cwd = self.config.workspace.join(PathBuf::from(os(&spec.cwd)));
+            request.in_workspace = false;
+        }
         if !spec.user.is_empty() {
             request.user = Some(spec.user.clone());
         }
@@ -272,6 +275,7 @@ impl Inner {
             argv,
             env,
             cwd: self.config.workspace.clone(),
+            in_workspace: true,
             user: self.config.default_user.clone(),
             tty: None,
             stdin: false,

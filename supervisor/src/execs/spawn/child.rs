@@ -59,6 +59,8 @@ pub(super) struct Plan {
     pub(super) identity: Option<Identity>,
     /// Where to go.
     pub(super) cwd: CString,
+    /// Go there before the change of user: see `SpawnRequest::in_workspace`.
+    pub(super) enter_first: bool,
     /// The supervisor is protected from the out-of-memory killer; its commands must not be.
     pub(super) reset_oom: bool,
 }
@@ -101,11 +103,16 @@ fn run(plan: &Plan) -> io::Result<()> {
     }
     reset_signals();
     rustix::process::umask(Mode::from_raw_mode(UMASK));
+    let cwd = plan.cwd.as_c_str();
+    let entered = plan.enter_first && rustix::process::chdir(cwd).is_ok();
     if let Some(identity) = &plan.identity {
         step(Stage::User, become_user(identity))?;
     }
-    // After the change of user: what that user may not enter is no working directory for it.
-    step(Stage::Cwd, rustix::process::chdir(plan.cwd.as_c_str()))?;
+    // A directory that the caller chose: after the change of user, because what that user may not enter is no
+    // working directory for it.
+    if !entered {
+        step(Stage::Cwd, rustix::process::chdir(cwd))?;
+    }
     step(Stage::Privileges, rustix::thread::set_no_new_privs(true))?;
     close_others();
     Ok(())

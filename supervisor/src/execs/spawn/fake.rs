@@ -367,6 +367,7 @@ mod tests {
             argv: vec!["/bin/sh".into(), "-c".into(), script.into()],
             env: Vec::new(),
             cwd: "/".into(),
+            in_workspace: true,
             user: None,
             tty: None,
             stdin: true,

@@ -54,6 +54,9 @@ pub struct SpawnRequest {
     pub env: Vec<(OsString, OsString)>,
     /// An absolute path.
     pub cwd: PathBuf,
+    /// `cwd` is the sandbox's own workspace and not the caller's choice: it is entered before the change of user,
+    /// because the directories above it may be the supervisor's alone.
+    pub in_workspace: bool,
     /// A name, a uid, `uid:gid` or `name:group`; `None`: as the supervisor.
     pub user: Option<String>,
     /// Columns and rows; `None`: pipes.

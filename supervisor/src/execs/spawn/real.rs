@@ -193,6 +193,7 @@ impl Machine {
             cgroup: door,
             identity,
             cwd,
+            enter_first: request.in_workspace,
             reset_oom: self.reset_oom,
         };
         child::prepare(&mut command, plan);

@@ -45,6 +45,7 @@ async fn an_unfinished_exec_is_lost_and_what_is_left_of_it_killed() {
             argv: ["sh", "-c", "sleep 600 & sleep 600"].map(Into::into).to_vec(),
             env: vec![("PATH".into(), "/usr/bin:/bin".into())],
             cwd: "/".into(),
+            in_workspace: true,
             user: None,
             tty: None,
             stdin: false,
