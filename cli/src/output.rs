@@ -49,8 +49,7 @@ impl Output {
     /// Prose: something worth knowing that is no error.
     pub(crate) fn note(self, text: &str) {
         if !self.quiet {
-            // `\r\n` is right on a raw terminal, and harmless on others.
-            let end = if io::stderr().is_terminal() { "\r\n" } else { "\n" };
+            let end = if crate::terminal::is_raw() { "\r\n" } else { "\n" };
             complain(&format!("holdfast: {text}{end}"));
         }
     }

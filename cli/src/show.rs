@@ -362,7 +362,8 @@ impl From<api::SandboxEvent> for Event {
     fn from(event: api::SandboxEvent) -> Self {
         Self {
             at: time(event.at.as_ref()),
-            phase: phase(event.phase),
+            // Most events have nothing to do with the phase.
+            phase: if event.phase == 0 { String::new() } else { phase(event.phase) },
             sandbox_id: event.sandbox_id,
             sandbox: event.sandbox_name,
             reason: event.reason,
@@ -377,7 +378,8 @@ impl Event {
         let at = self.at.as_deref().unwrap_or("-");
         // To the second, in columns: 2026-11-02T10:11:12Z is 20 characters.
         let at = at.get(..19).map_or_else(|| at.to_owned(), |seconds| format!("{seconds}Z"));
-        format!("{at:<20}  {:<16}  {:<13}  {:<16}  {}", self.sandbox, self.phase, self.reason, self.message)
+        let phase = dash(&self.phase);
+        format!("{at:<20}  {:<16}  {phase:<13}  {:<16}  {}", self.sandbox, self.reason, self.message)
             .trim_end()
             .to_owned()
     }

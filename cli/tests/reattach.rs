@@ -35,7 +35,7 @@ struct Setting {
 async fn setting(script: Script) -> Setting {
     let gateway = FakeGateway::new(script);
     let mut tasks = JoinSet::new();
-    let address = gateway.serve(&mut tasks).await;
+    let address = gateway.serve(&mut tasks, None).await;
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
     let client = Client::over(tuned(endpoint).connect_lazy(), &address.to_string());
     Setting { gateway, client, _tasks: tasks }

@@ -52,6 +52,12 @@ impl Raw {
     }
 }
 
+/// A guard lives: lines need a carriage return of their own.
+#[must_use]
+pub(crate) fn is_raw() -> bool {
+    SAVED.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+}
+
 impl Drop for Raw {
     fn drop(&mut self) {
         restore();

@@ -11,9 +11,9 @@ use std::{
 use bytes::Bytes;
 use futures::Stream;
 use holdfast_wire::api::{
-    self, AttachEvent, AttachRequest, ExecEnded, ExecInfo, ExecStarted, Exited, KeepAlive, Outcome,
-    OutputData, StdinAck, attach_event::Kind as Event, attach_request::Kind as Ask, execs_server::Execs,
-    outcome,
+    self, AttachEvent, AttachRequest, Cancelled, ExecEnded, ExecInfo, ExecStarted, Exited, KeepAlive,
+    Outcome, OutputData, Signaled, StdinAck, attach_event::Kind as Event, attach_request::Kind as Ask,
+    execs_server::Execs, outcome,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
@@ -49,8 +49,10 @@ pub(crate) struct Script {
     pub(crate) stdin: bool,
     /// The first opens are refused with this reason.
     pub(crate) refuse: Vec<&'static str>,
-    /// After the output the command runs on until it is told to end.
+    /// After the output the command runs on.
     pub(crate) hang: bool,
+    /// After the output the command runs on until a signal or a cancellation ends it.
+    pub(crate) until_signal: bool,
     pub(crate) seed: u64,
 }
 
@@ -63,6 +65,7 @@ impl Default for Script {
             stdin: false,
             refuse: vec![],
             hang: false,
+            until_signal: false,
             seed: 1,
         }
     }
@@ -80,6 +83,8 @@ pub(crate) struct Record {
     pub(crate) sizes: Vec<(u32, u32)>,
     pub(crate) acked: (u64, u64),
     pub(crate) detached: bool,
+    pub(crate) cancelled: bool,
+    pub(crate) tokens: Vec<String>,
     pub(crate) sent: u64,
     /// Streams that ended without a detach, seen from the gateway.
     pub(crate) dropped: usize,
@@ -110,14 +115,21 @@ impl FakeGateway {
         }))
     }
 
-    /// Serves on a port of the system's choice, without TLS.
-    pub(crate) async fn serve(&self, tasks: &mut JoinSet<()>) -> SocketAddr {
+    /// Serves on a port of the system's choice.
+    pub(crate) async fn serve(
+        &self,
+        tasks: &mut JoinSet<()>,
+        tls: Option<tonic::transport::ServerTlsConfig>,
+    ) -> SocketAddr {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = api::execs_server::ExecsServer::new(self.clone());
         tasks.spawn(async move {
-            let server = tonic::transport::Server::builder().add_service(service);
-            server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            let mut server = tonic::transport::Server::builder();
+            if let Some(tls) = tls {
+                server = server.tls_config(tls).unwrap();
+            }
+            server.add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         });
         address
     }
@@ -253,7 +265,18 @@ impl FakeGateway {
             events.closed().await;
             return;
         }
-        let outcome = Outcome { kind: Some(outcome::Kind::Exited(Exited { code: 7 })) };
+        let mut kind = outcome::Kind::Exited(Exited { code: 7 });
+        if self.0.script.until_signal {
+            tokio::select! {
+                () = self.until(|record| record.cancelled || !record.signals.is_empty()) => {}
+                () = events.closed() => return,
+            }
+            kind = match self.record(|record| record.signals.first().copied()) {
+                Some(signal) => outcome::Kind::Signaled(Signaled { signal, ..Signaled::default() }),
+                None => outcome::Kind::Cancelled(Cancelled { by: "the test".into() }),
+            };
+        }
+        let outcome = Outcome { kind: Some(kind) };
         let ended = ExecEnded { outcome: Some(outcome), exec: Some(self.info(true)) };
         let _ = events.send(Ok(event(Event::Ended(ended)))).await;
     }
@@ -281,12 +304,15 @@ impl Execs for FakeGateway {
         &self,
         request: Request<Streaming<AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
+        let token =
+            request.metadata().get("authorization").and_then(|value| value.to_str().ok().map(str::to_owned));
         let mut requests = request.into_inner();
         let Some(AttachRequest { kind: Some(Ask::Open(open)) }) = requests.message().await? else {
             return Err(Status::invalid_argument("no open"));
         };
         let opens = self.note(|record| {
             record.opens += 1;
+            record.tokens.extend(token);
             record.starts += usize::from(open.start.is_some());
             record.opens
         });
@@ -306,9 +332,19 @@ impl Execs for FakeGateway {
 
     async fn start(
         &self,
-        _: Request<api::StartExecRequest>,
+        request: Request<api::StartExecRequest>,
     ) -> Result<Response<api::StartExecResponse>, Status> {
-        Ok(Response::new(api::StartExecResponse { exec: Some(self.info(false)) }))
+        let request = request.into_inner();
+        let first = self.note(|record| {
+            record.starts += 1;
+            record.starts
+        });
+        if let Some(reason) = self.0.script.refuse.get(first - 1) {
+            return Err(refusal(reason));
+        }
+        Ok(Response::new(api::StartExecResponse {
+            exec: Some(ExecInfo { exec_id: request.exec_id, ..self.info(false) }),
+        }))
     }
     async fn wait(
         &self,
@@ -347,6 +383,7 @@ impl Execs for FakeGateway {
         &self,
         _: Request<api::CancelExecRequest>,
     ) -> Result<Response<api::CancelExecResponse>, Status> {
-        Err(Status::unimplemented("not in this script"))
+        self.note(|record| record.cancelled = true);
+        Ok(Response::new(api::CancelExecResponse { exec: Some(self.info(true)) }))
     }
 }
