@@ -19,7 +19,7 @@ async fn wrong_requests_are_told_what_is_wrong() -> anyhow::Result<()> {
         (vec!["exec", "box", "--"], 2, "COMMAND"),
         (vec!["exec", "-e", "=x", "box", "--", "true"], 2, "="),
         (vec!["attach", "box", "not-a-uuid"], 125, "not-a-uuid"),
-        (vec!["wait", "box", "--for", "nonsense"], 125, "nonsense"),
+        (vec!["wait", "box", "--for", "nonsense"], 2, "nonsense"),
     ] {
         let finished = cluster.command(&args).run().await?;
         assert_eq!(finished.code, code, "{args:?}: {}", finished.stderr);
