@@ -1,8 +1,10 @@
 //! What the system tests share.
 //!
 //! - [`harness`]: real processes: a gateway on a data directory of its own, and the command against it
+//! - [`sim`]: everything in one process, on a paused clock
 //!
 //! The tests themselves are in `tests/tests/`: `e2e` (real processes on one machine), `simulation` (everything in
 //! one process, on a paused clock, over a link with a seed).
 
 pub mod harness;
+pub mod sim;
