@@ -22,8 +22,13 @@ pub fn mount_proc() -> Result<(), MountProcError> {
     let failed = |attempt| move |source| MountProcError { attempt, source };
     // Private first: in a shared tree the new mount would appear in the namespace that this one was copied from, and
     // hide the host's /proc there.
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(failed("making all mounts private"))?;
+    match mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC) {
+        Ok(()) => {}
+        // In a chroot `/` may be a plain directory, which has no propagation of its own; and what a new mount in it
+        // hides elsewhere is that directory's `proc`, and not the host's.
+        Err(Errno::INVAL) => tracing::debug!("/ is no mount point, so its mounts stay as shared as they are"),
+        Err(errno) => return Err(failed("making all mounts private")(errno)),
+    }
     mount("proc", "/proc", "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, NO_DATA)
         .map_err(failed("mounting /proc"))
 }
