@@ -318,9 +318,13 @@ async fn another_user_gets_its_groups_home_and_limits() {
     let report = lab.run(spec("12345:54321")).await;
     let text = report.stdout();
     assert_eq!(text.lines().take(3).collect::<Vec<_>>(), ["12345", "54321", "54321"]);
-    let inside = ExecSpec { cwd: Bytes::new(), ..spec("nobody") };
-    let (kind, errno) = start_failure(&lab.run(inside).await);
-    assert_eq!((kind, errno), (StartFailure::BadCwd, libc::EACCES));
+    // The sandbox's own workspace is for every user, whatever is above it; a directory that the caller names must be
+    // open to the user that it names.
+    let workspace = lab.dir.path().join("workspace").to_str().unwrap().to_owned();
+    let own = ExecSpec { user: "nobody".to_owned(), ..argv(&["sh", "-c", "test . -ef /"]) };
+    assert_eq!(lab.run(own.clone()).await.code(), 1, "it is not in the workspace");
+    let named = ExecSpec { cwd: workspace.into(), ..own };
+    assert_eq!(start_failure(&lab.run(named).await), (StartFailure::BadCwd, libc::EACCES));
 }
 
 #[tokio::test(flavor = "multi_thread")]
