@@ -1,6 +1,6 @@
 //! Any sequence of cuts and re-attaches yields the exact byte streams, once, in both directions.
 
-use holdfast_wire::api::{Exited, Outcome, StdinAck, outcome};
+use holdfast_wire::api::{Exited, Outcome, StdinAck, StdinData, StdinEof, outcome};
 use proptest::prelude::*;
 
 use super::*;

@@ -13,23 +13,25 @@
 //! A start is asked for only until the exec is known to have been accepted: after that, a gateway that does not
 //! know the exec must say so, and must not run the command a second time.
 
+mod replay;
+mod track;
+
 use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use holdfast_wire::{
     api::{
         AttachEvent, AttachOpen, AttachRequest, Detach, ExecEnded, ExecInfo, ExecSpec, Gap, OutputAck,
-        OutputData, OutputStream, StdinData, StdinEof, TerminalSize, attach_event, attach_request::Kind,
+        OutputData, OutputStream, TerminalSize, attach_event, attach_request::Kind,
     },
     ids::ExecId,
     limits,
 };
 
+use self::{replay::Replay, track::Track};
+
 /// Signals that wait for a stream. More than a person can press in an outage is a program that repeats itself.
 const MAX_SIGNALS: usize = 16;
-
-/// One stdin message, in bytes: what fits into one frame behind the gateway, its offset included.
-const STDIN_MESSAGE: usize = limits::MAX_FRAME_PAYLOAD - 8;
 
 /// What to attach to, and how.
 #[derive(Clone, Debug)]
@@ -129,160 +131,6 @@ pub enum Violation {
     /// An event whose content is missing or unknown in a field that must be known.
     #[error("a malformed {0} event")]
     Malformed(&'static str),
-}
-
-/// How much of one output stream has come, been used, and been confirmed.
-#[derive(Clone, Debug)]
-struct Track {
-    name: &'static str,
-    /// The offset of the next byte that is wanted.
-    received: u64,
-    /// What the caller has used for good.
-    consumed: u64,
-    /// What the peer was told of that.
-    acknowledged: u64,
-    /// Bytes before this that are gone were told of already.
-    told: u64,
-}
-
-impl Track {
-    fn new(name: &'static str, offset: u64) -> Self {
-        Self { name, received: offset, consumed: offset, acknowledged: offset, told: 0 }
-    }
-
-    /// The part of `data` that is new.
-    fn take(&mut self, offset: u64, mut data: Bytes) -> Result<Bytes, Violation> {
-        let end = offset.checked_add(data.len() as u64).ok_or(Violation::Offset(self.name))?;
-        if offset > self.received {
-            return Err(Violation::Hole { stream: self.name, expected: self.received, got: offset });
-        }
-        if end <= self.received {
-            return Ok(Bytes::new());
-        }
-        // Less than data's length, because end > received.
-        let known = (self.received - offset) as usize;
-        self.received = end;
-        Ok(data.split_off(known))
-    }
-
-    /// Skips to `to`; how many bytes are lost by it and were not told of.
-    fn gap(&mut self, from: u64, to: u64) -> Result<u64, Violation> {
-        if from > to {
-            return Err(Violation::Offset(self.name));
-        }
-        if from > self.received {
-            return Err(Violation::Hole { stream: self.name, expected: self.received, got: from });
-        }
-        let untold = to.saturating_sub(self.received.max(self.told));
-        self.received = self.received.max(to);
-        Ok(untold)
-    }
-
-    /// What `started` says is no longer kept; how many wanted bytes are lost by that.
-    fn kept_from(&mut self, kept: u64) -> u64 {
-        let lost = kept.saturating_sub(self.received.max(self.told));
-        self.told = self.told.max(kept);
-        lost
-    }
-
-    /// What did not come, and was not told of, of a stream of `total` bytes.
-    fn missing(&self, total: u64) -> u64 {
-        total.saturating_sub(self.received.max(self.told))
-    }
-
-    fn unacknowledged(&self) -> u64 {
-        self.consumed - self.acknowledged
-    }
-}
-
-/// Stdin between the caller and the command's pipe: at most [`limits::STDIN_WINDOW`] bytes.
-#[derive(Clone, Debug, Default)]
-struct Replay {
-    /// Not yet acknowledged, oldest first.
-    chunks: VecDeque<Bytes>,
-    /// The offset of the first byte in `chunks`.
-    base: u64,
-    /// The offset behind the last.
-    end: u64,
-    /// The offset of the next byte to send on this stream.
-    next: u64,
-    eof: bool,
-    eof_sent: bool,
-    /// Until the first `started` says where this writer begins.
-    placed: bool,
-}
-
-impl Replay {
-    fn room(&self) -> u64 {
-        limits::STDIN_WINDOW.saturating_sub(self.end - self.base)
-    }
-
-    fn push(&mut self, data: Bytes) {
-        if !data.is_empty() && !self.eof {
-            self.end += data.len() as u64;
-            self.chunks.push_back(data);
-        }
-    }
-
-    /// A new stream goes on at `taken`.
-    fn attach(&mut self, taken: u64) -> Result<(), Violation> {
-        if !self.placed {
-            // What the caller typed so far follows what earlier writers wrote.
-            let end = taken.checked_add(self.end - self.base).ok_or(Violation::Offset("stdin"))?;
-            (self.placed, self.base, self.end) = (true, taken, end);
-        } else if taken < self.base {
-            return Err(Violation::StdinReleased { got: taken, released: self.base });
-        }
-        self.release(taken)?;
-        self.next = taken;
-        self.eof_sent = false;
-        Ok(())
-    }
-
-    fn release(&mut self, taken: u64) -> Result<(), Violation> {
-        if taken > self.end {
-            return Err(Violation::StdinTaken { got: taken, sent: self.end });
-        }
-        while self.base < taken {
-            let Some(chunk) = self.chunks.front_mut() else { break };
-            let step = (taken - self.base).min(chunk.len() as u64);
-            self.base += step;
-            // At most the chunk's length.
-            let _released = chunk.split_to(step as usize);
-            if chunk.is_empty() {
-                self.chunks.pop_front();
-            }
-        }
-        self.next = self.next.max(self.base);
-        Ok(())
-    }
-
-    fn has_next(&self) -> bool {
-        self.placed && (self.next < self.end || (self.eof && !self.eof_sent))
-    }
-
-    fn next(&mut self) -> Option<Kind> {
-        if !self.has_next() {
-            return None;
-        }
-        if self.next == self.end {
-            self.eof_sent = true;
-            return Some(Kind::StdinEof(StdinEof { offset: self.end }));
-        }
-        let mut skip = self.next - self.base;
-        for chunk in &self.chunks {
-            let length = chunk.len() as u64;
-            if skip < length {
-                let from = skip as usize;
-                let to = chunk.len().min(from + STDIN_MESSAGE);
-                let (offset, data) = (self.next, chunk.slice(from..to));
-                self.next += data.len() as u64;
-                return Some(Kind::Stdin(StdinData { offset, data }));
-            }
-            skip -= length;
-        }
-        None
-    }
 }
 
 /// The caller's side of one exec, over all its streams.

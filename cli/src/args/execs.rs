@@ -1,0 +1,190 @@
+//! What can be said about execs: `run`, `exec`, `attach`, `execs`, `kill`, `logs`.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum, ValueHint};
+use holdfast_wire::ids::ExecId;
+
+use super::Making;
+use crate::{terminal::detach::DetachKeys, values};
+
+/// How a command is run: shared by `run` and `exec`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Running {
+    /// Pass stdin on to the command
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Run on a terminal; stdout and stderr are then one
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Set a variable; NAME alone takes this program's value. Secrets are better in --env-file
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<OsString>,
+    /// Set the variables of a file of NAME=VALUE lines
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Where to run [default: the workspace]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<OsString>,
+    /// As whom to run: a name, a uid, or uid:gid
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// End the command after so long, with exit code 124 [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Between SIGTERM and SIGKILL [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) kill_grace: Option<Duration>,
+    /// How long the command may take to start, a wait for the sandbox included [default: 15s; run: 60s]
+    #[arg(long, env = "HOLDFAST_START_DEADLINE", value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) start_deadline: Option<Duration>,
+    /// How long output and outcome are kept after the end [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) retain_for: Option<Duration>,
+    /// When output is not read: `block` the command, or `drop-oldest` [default: block; with -d: drop-oldest]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) when_full: Option<WhenFull>,
+    /// Choose the exec's id: the same id with the same command is the same exec, never a second run
+    #[arg(long, value_name = "UUID")]
+    pub(crate) exec_id: Option<ExecId>,
+    /// Run the line by /bin/sh -c, instead of a command after --
+    #[arg(long, value_name = "LINE", conflicts_with = "command")]
+    pub(crate) shell: Option<OsString>,
+    #[command(flatten)]
+    pub(crate) following: Following,
+    /// The command and its arguments, as they are: no shell takes them apart
+    #[arg(last = true, value_name = "COMMAND", required_unless_present = "shell", value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// How an attached exec is followed: shared by `run`, `exec` and `attach`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Following {
+    /// When this program goes away, end the command instead of letting it run on
+    #[arg(long)]
+    pub(crate) kill_on_disconnect: bool,
+    /// After a lost connection, try so long to attach again [default: until the outcome is known]
+    #[arg(long, env = "HOLDFAST_REATTACH_FOR", value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) reattach_for: Option<Duration>,
+    /// With -t, the keys that leave the command running; `none` for none [default: ctrl-p,ctrl-q]
+    #[arg(long, env = "HOLDFAST_DETACH_KEYS", value_name = "KEYS", value_parser = DetachKeys::parse)]
+    pub(crate) detach_keys: Option<DetachKeys>,
+    /// Write how it ended, as JSON, to a file: unambiguous, whatever the exit code
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) result_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum WhenFull {
+    Block,
+    DropOldest,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast run -- python3 -c 'print(6 * 7)'
+  echo hello | holdfast run -i -- tr a-z A-Z
+  holdfast run -it -- bash
+  holdfast run --memory 512Mi --timeout 10m -- make test
+
+Without a client profile, a gateway runs inside this process for as long as the command does, with
+the local driver: a plain process on this machine, which is not isolated from it.
+The sandbox is removed on every way out, Ctrl-C included; --keep leaves it.")]
+pub(crate) struct RunArgs {
+    /// The sandbox's name [default: one is made up]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Use a gateway inside this process, even if another one is configured
+    #[arg(long, conflicts_with_all = ["keep", "profile"])]
+    pub(crate) embedded: bool,
+    /// Leave the sandbox there afterwards (needs a gateway that stays)
+    #[arg(long)]
+    pub(crate) keep: bool,
+    #[command(flatten)]
+    pub(crate) making: Making,
+    #[command(flatten)]
+    pub(crate) running: Running,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast exec box -- ls -l /
+  tar c src | holdfast exec -i box -- tar x -C /workspace
+  holdfast exec -it box -- sh
+  id=$(holdfast exec -d box -- ./train.sh); holdfast attach box $id
+  holdfast exec --timeout 10m --result-file out.json box -- make test
+
+The command outlives a lost connection: holdfast attaches again by itself, says so on stderr, and
+every byte of output comes once. Ctrl-C is sent to the command; a second one within 2 s ends it.")]
+pub(crate) struct ExecArgs {
+    /// Start the command, print its exec id, and return
+    #[arg(short, long, conflicts_with_all = ["interactive", "result_file", "kill_on_disconnect"])]
+    pub(crate) detach: bool,
+    /// The sandbox's name or id
+    pub(crate) sandbox: String,
+    #[command(flatten)]
+    pub(crate) running: Running,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast attach box 0199b2c0-5e0e-7b3a-9a50-2f8a4c1d9e77
+  holdfast attach -i box 0199b2c0           a beginning of the id will do, where only one exec has it
+  holdfast attach --no-replay box 0199b2c0  only what is written from now on")]
+pub(crate) struct AttachArgs {
+    /// The sandbox's name or id
+    pub(crate) sandbox: String,
+    /// The exec's id, or the beginning of it
+    pub(crate) exec: String,
+    /// Write its stdin from here on (and take its terminal, if it has one)
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Only output that comes from now on
+    #[arg(long)]
+    pub(crate) no_replay: bool,
+    #[command(flatten)]
+    pub(crate) following: Following,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecsArgs {
+    /// The sandbox's name or id
+    pub(crate) sandbox: String,
+    /// Only those that have not ended
+    #[arg(long)]
+    pub(crate) running: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast kill box 0199b2c0            SIGTERM, and SIGKILL after the exec's kill grace
+  holdfast kill -s USR1 box 0199b2c0    that signal alone, to its process group")]
+pub(crate) struct KillArgs {
+    /// Send only this signal, and do not end the exec otherwise
+    #[arg(short, long, value_parser = values::signal)]
+    pub(crate) signal: Option<i32>,
+    /// The sandbox's name or id
+    pub(crate) sandbox: String,
+    /// The execs' ids, or the beginnings of them
+    #[arg(required = true)]
+    pub(crate) execs: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast logs box             the workload's console: why it does not come up
+  holdfast logs box 0199b2c0    stdout and stderr of an exec, as far as they are kept")]
+pub(crate) struct LogsArgs {
+    /// The sandbox's name or id
+    pub(crate) sandbox: String,
+    /// An exec's id, or the beginning of it [default: the sandbox's console]
+    pub(crate) exec: Option<String>,
+    /// Only the last so many bytes [default: all that is kept of an exec; 64Ki of a console]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub(crate) tail: Option<u64>,
+}

@@ -1,0 +1,159 @@
+//! What can be said about sandboxes: `create`, `list`, `get`, `wait`, `delete`, `stop`, `events` and the like.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueHint};
+
+use crate::values;
+
+/// What a sandbox is made of: shared by `run` and `create`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Making {
+    /// The image, for drivers that have images
+    #[arg(long)]
+    pub(crate) image: Option<String>,
+    /// A label; may be repeated
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = values::label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Cores, such as 2 or 0.5 [default: no limit]
+    #[arg(long, value_parser = values::cpus, value_name = "CORES")]
+    pub(crate) cpus: Option<u64>,
+    /// Memory, such as 512Mi or 4Gi [default: no limit]
+    #[arg(short, long, value_parser = values::size, value_name = "SIZE")]
+    pub(crate) memory: Option<u64>,
+    /// Processes and threads [default: no limit]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) pids: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast create box --wait
+  box=$(holdfast create --label job=42 --memory 4Gi)")]
+pub(crate) struct CreateArgs {
+    /// The sandbox's name [default: one is made up]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) making: Making,
+    /// A variable of every command in it; NAME alone takes this program's value
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<OsString>,
+    /// The variables of a file of NAME=VALUE lines
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Who runs commands that name nobody
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Return when it is ready
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// With --wait: at most so long
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "5m", requires = "wait")]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only sandboxes with this label; may be repeated
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = values::label)]
+    pub(crate) labels: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NamesArgs {
+    /// Names or ids
+    #[arg(required = true, value_name = "SANDBOX")]
+    pub(crate) sandboxes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast wait box
+  holdfast wait box --for phase=Stopped --timeout 1m
+  holdfast wait box --for condition=ExecHealthy
+  holdfast wait box --exec 0199b2c0       and end with the exec's own exit code")]
+pub(crate) struct WaitArgs {
+    /// The sandbox's name or id
+    pub(crate) sandbox: String,
+    /// What to wait for: ready, deleted, phase=NAME, condition=NAME
+    #[arg(long = "for", value_name = "STATE", default_value = "ready", value_parser = until)]
+    pub(crate) until: String,
+    /// Wait for this exec's end instead
+    #[arg(long, value_name = "EXEC", conflicts_with = "until")]
+    pub(crate) exec: Option<String>,
+    /// At most so long; then exit code 124 [default: 5m; with --exec: for ever]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+    /// Between SIGTERM and SIGKILL [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) grace: Option<Duration>,
+    /// Return when deletion has begun, not when it is done
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// It is no error if there is no such sandbox
+    #[arg(long)]
+    pub(crate) ignore_not_found: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+    /// Between SIGTERM and SIGKILL [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) grace: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// The sandbox's name or id [default: all]
+    pub(crate) sandbox: Option<String>,
+    /// Go on with what happens
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last so many of what happened
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) tail: Option<u32>,
+}
+
+const PHASES: &[&str] = &[
+    "Pending",
+    "Provisioning",
+    "Ready",
+    "Reconnecting",
+    "Pausing",
+    "Paused",
+    "Resuming",
+    "Stopping",
+    "Stopped",
+    "Degraded",
+    "Failed",
+    "Deleting",
+];
+const CONDITIONS: &[&str] = &["WorkloadRunning", "SupervisorConnected", "ExecHealthy", "FilesystemHealthy"];
+
+/// `ready`, `deleted`, `phase=X`, `condition=Y`, in any case.
+fn until(text: &str) -> Result<String, String> {
+    let known = |what: &str, name: &str, names: &[&str]| {
+        names
+            .iter()
+            .find(|known| known.eq_ignore_ascii_case(name))
+            .map(|known| format!("{what}={known}"))
+            .ok_or_else(|| format!("no {what} {name:?}; there are {}", names.join(", ")))
+    };
+    match text.split_once('=') {
+        Some(("phase", name)) => known("phase", name, PHASES),
+        Some(("condition", name)) => known("condition", name, CONDITIONS),
+        None if text.eq_ignore_ascii_case("ready") => Ok("ready".to_owned()),
+        None if text.eq_ignore_ascii_case("deleted") => Ok("deleted".to_owned()),
+        _ => Err("wait for ready, deleted, phase=NAME or condition=NAME".to_owned()),
+    }
+}

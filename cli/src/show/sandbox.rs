@@ -1,0 +1,194 @@
+//! A sandbox, its conditions and its session.
+
+use std::collections::BTreeMap;
+
+use holdfast_wire::api;
+use serde::Serialize;
+
+use super::{age, dash, milliseconds, phase, time, word};
+use crate::output::Row;
+
+/// A sandbox.
+#[derive(Debug, Serialize)]
+pub(crate) struct Sandbox {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) driver: String,
+    /// `Ready`, `Reconnecting`, ...
+    pub(crate) phase: String,
+    pub(crate) reason: String,
+    pub(crate) message: String,
+    pub(crate) conditions: Vec<Condition>,
+    pub(crate) epoch: u64,
+    pub(crate) generation: u64,
+    pub(crate) image: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Names only.
+    pub(crate) env: Vec<String>,
+    pub(crate) user: String,
+    pub(crate) cpu_millis: u64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) pids: u64,
+    pub(crate) last_error: Option<LastError>,
+    pub(crate) session: Option<Session>,
+    pub(crate) created_at: Option<String>,
+    #[serde(skip)]
+    age: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    /// `True`, `False`, `Unknown`.
+    status: String,
+    reason: String,
+    message: String,
+    last_transition_time: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct LastError {
+    reason: String,
+    message: String,
+    source: String,
+    at: Option<String>,
+}
+
+/// A session and its path.
+#[derive(Debug, Serialize)]
+pub(crate) struct Session {
+    pub(super) session_id: String,
+    pub(super) epoch: u64,
+    pub(super) instance: String,
+    pub(super) supervisor_version: String,
+    pub(super) attached_at: Option<String>,
+    pub(super) remote_address: String,
+    pub(super) rtt_ms: Option<f64>,
+    pub(super) last_heard_ms: Option<f64>,
+    pub(super) lost_packets: u64,
+    pub(super) sent_packets: u64,
+    pub(super) sent_bytes: u64,
+    pub(super) received_bytes: u64,
+    pub(super) migrations: u64,
+    pub(super) mtu: u32,
+    pub(super) open_relays: u32,
+    pub(super) spool_bytes: u64,
+    pub(super) spool_limit_bytes: u64,
+}
+
+impl From<api::Sandbox> for Sandbox {
+    fn from(sandbox: api::Sandbox) -> Self {
+        let spec = sandbox.spec.unwrap_or_default();
+        let status = sandbox.status.unwrap_or_default();
+        let resources = spec.resources.unwrap_or_default();
+        let mut env: Vec<_> = spec.env.into_keys().collect();
+        env.sort_unstable();
+        Self {
+            phase: phase(status.phase),
+            age: age(sandbox.created_at.as_ref()),
+            id: sandbox.id,
+            name: sandbox.name,
+            driver: sandbox.driver,
+            reason: status.reason,
+            message: status.message,
+            conditions: status.conditions.into_iter().map(Condition::from).collect(),
+            epoch: status.epoch,
+            generation: status.generation,
+            image: spec.image,
+            labels: spec.labels.into_iter().collect(),
+            env,
+            user: spec.user,
+            cpu_millis: resources.cpu_millis,
+            memory_bytes: resources.memory_bytes,
+            pids: resources.pids,
+            last_error: status.last_error.map(|error| LastError {
+                reason: error.reason,
+                message: error.message,
+                source: error.source,
+                at: time(error.at.as_ref()),
+            }),
+            session: status.session.map(Session::from),
+            created_at: time(sandbox.created_at.as_ref()),
+        }
+    }
+}
+
+impl From<api::Condition> for Condition {
+    fn from(condition: api::Condition) -> Self {
+        Self {
+            status: word(condition.status().as_str_name(), "CONDITION_STATUS_"),
+            kind: condition.r#type,
+            reason: condition.reason,
+            message: condition.message,
+            last_transition_time: time(condition.last_transition_time.as_ref()),
+        }
+    }
+}
+
+impl From<api::Session> for Session {
+    fn from(session: api::Session) -> Self {
+        Self {
+            attached_at: time(session.attached_at.as_ref()),
+            rtt_ms: milliseconds(session.rtt),
+            last_heard_ms: milliseconds(session.last_heard),
+            session_id: session.session_id,
+            epoch: session.epoch,
+            instance: session.instance,
+            supervisor_version: session.supervisor_version,
+            remote_address: session.remote_address,
+            lost_packets: session.lost_packets,
+            sent_packets: session.sent_packets,
+            sent_bytes: session.sent_bytes,
+            received_bytes: session.received_bytes,
+            migrations: session.migrations,
+            mtu: session.mtu,
+            open_relays: session.open_relays,
+            spool_bytes: session.spool_bytes,
+            spool_limit_bytes: session.spool_limit_bytes,
+        }
+    }
+}
+
+impl Row for Sandbox {
+    fn header(wide: bool) -> Vec<&'static str> {
+        let mut header = vec!["name", "phase", "driver", "age", "reason"];
+        if wide {
+            header.extend(["id", "epoch", "conditions", "remote", "rtt", "message"]);
+        }
+        header
+    }
+
+    fn cells(&self, wide: bool) -> Vec<String> {
+        let mut cells = vec![
+            self.name.clone(),
+            self.phase.clone(),
+            self.driver.clone(),
+            self.age.clone(),
+            dash(&self.reason),
+        ];
+        if wide {
+            let unmet = self.conditions.iter().filter(|condition| condition.status != "True");
+            let unmet: Vec<_> =
+                unmet.map(|condition| format!("{}={}", condition.kind, condition.status)).collect();
+            let met = self.conditions.len() - unmet.len();
+            let conditions = format!("{met}/{} {}", self.conditions.len(), unmet.join(" "));
+            let session = self.session.as_ref();
+            cells.extend([
+                self.id.clone(),
+                self.epoch.to_string(),
+                conditions.trim_end().to_owned(),
+                session.map_or_else(|| "-".to_owned(), |session| dash(&session.remote_address)),
+                session
+                    .and_then(|session| session.rtt_ms)
+                    .map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
+                dash(&self.message),
+            ]);
+        }
+        cells
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
