@@ -91,6 +91,7 @@ struct FileConfig {
     trust_domain: Option<String>,
     supervisor: Option<PathBuf>,
     tokens_file: Option<PathBuf>,
+    admins: Option<Vec<String>>,
     log_format: Option<LogFormat>,
     congestion: Option<String>,
     sandbox_certificate_seconds: Option<u64>,
@@ -133,6 +134,8 @@ pub struct Config {
     pub supervisor_command: Vec<OsString>,
     /// Bearer tokens.
     pub tokens_file: Option<PathBuf>,
+    /// Names of the clients (of certificates or tokens) that may order faults.
+    pub admins: Vec<String>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Which congestion controller.
@@ -190,6 +193,7 @@ impl Config {
             trust_domain: "holdfast.internal".to_owned(),
             supervisor_command,
             tokens_file: None,
+            admins: vec!["admin".to_owned()],
             log_format: LogFormat::Text,
             congestion: Congestion::Auto,
             sandbox_certificate: SANDBOX_CERTIFICATE,
@@ -225,6 +229,9 @@ impl Config {
         }
         config.advertise = if args.advertise.is_empty() { file.advertise } else { args.advertise.clone() };
         config.tokens_file = args.tokens_file.clone().or(file.tokens_file);
+        if let Some(admins) = file.admins {
+            config.admins = admins;
+        }
         config.log_format = args.log_format.or(file.log_format).unwrap_or_default();
         for (slot, value) in [
             (&mut config.driver, args.driver.clone().or(file.driver)),
@@ -334,6 +341,16 @@ mod tests {
         assert_eq!(config.tuning.heartbeat, Duration::from_millis(500));
         args.listen = Some("127.0.0.1:9001".parse().unwrap());
         assert_eq!(resolve(&args).unwrap().listen.port(), 9001);
+    }
+
+    #[test]
+    fn admins_are_the_files_or_the_one_named_admin() {
+        let (_file, args) = with_file("name = \"west\"\n");
+        assert_eq!(resolve(&args).unwrap().admins, ["admin"]);
+        let (_file, args) = with_file("admins = [\"ops\", \"ci\"]\n");
+        assert_eq!(resolve(&args).unwrap().admins, ["ops", "ci"]);
+        let (_file, args) = with_file("admins = []\n");
+        assert!(resolve(&args).unwrap().admins.is_empty());
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub mod reason {
     pub const SESSION_ATTACHED: &str = "SessionAttached";
     /// Its session ended.
     pub const SESSION_LOST: &str = "SessionLost";
+    /// An admin ordered a fault.
+    pub const CHAOS: &str = "Chaos";
     /// A probe failed.
     pub const PROBE_FAILED: &str = "ProbeFailed";
     /// Somebody asked for it to be stopped.

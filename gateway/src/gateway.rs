@@ -173,6 +173,7 @@ impl Gateway {
             listen,
             http_listen,
             data_dir: config.data_dir.clone(),
+            admins: config.admins,
             draining: AtomicBool::new(false),
         });
         let (token, api_token, tasks) =

@@ -16,18 +16,19 @@ use holdfast_wire::{
     control::{Refused, RefusedCode, RelayHeader, RelayReply, relay_header::Kind, relay_reply},
     ids::RelayId,
     limits, timing,
-    transport::{Connection, Lost, MessageReader, RecvStream, SendStream, StreamError},
+    transport::{Connection, Lost, MessageReader, RecvStream, SendStream, StreamError, Switch},
 };
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::work::Work;
+use crate::{control::unless_stalled, work::Work};
 
 /// Accepts and serves relays until the connection is lost. `open` tells how many there are.
 pub(crate) async fn serve(
     connection: &Connection,
     work: &Arc<dyn Work>,
+    stall: &Switch,
     open: &watch::Sender<usize>,
     token: &CancellationToken,
 ) -> Lost {
@@ -39,7 +40,7 @@ pub(crate) async fn serve(
                     Ok(streams) => streams,
                     Err(lost) => return lost,
                 };
-                admit(send, recv, work, token, &mut relays);
+                admit(send, recv, work, (stall, token), &mut relays);
             }
             Some(ended) = relays.join_next() => {
                 if let Err(error) = ended
@@ -57,7 +58,7 @@ fn admit(
     mut send: SendStream,
     mut recv: RecvStream,
     work: &Arc<dyn Work>,
-    token: &CancellationToken,
+    (stall, token): (&Switch, &CancellationToken),
     relays: &mut JoinSet<()>,
 ) {
     // The transport allows no more streams at once; but one that the gateway has ended may still be at its clean-up.
@@ -66,11 +67,11 @@ fn admit(
         recv.stop(CloseCode::BUSY);
         return;
     }
-    let (work, token) = (Arc::clone(work), token.child_token());
+    let (work, stall, token) = (Arc::clone(work), stall.clone(), token.child_token());
     relays.spawn(async move {
         tokio::select! {
             () = token.cancelled() => {}
-            () = relay(send, recv, work) => {}
+            () = unless_stalled(&stall, relay(send, recv, work)) => {}
         }
     });
 }

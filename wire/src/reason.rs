@@ -60,6 +60,8 @@ reasons! {
     LimitReached = "LIMIT_REACHED";
     /// The driver cannot do it; the metadata names driver and verb. FAILED_PRECONDITION.
     UnsupportedByDriver = "UNSUPPORTED_BY_DRIVER";
+    /// The sandbox's supervisor is too old for it; the message names its version. FAILED_PRECONDITION.
+    UnsupportedBySupervisor = "UNSUPPORTED_BY_SUPERVISOR";
     /// The driver failed. UNAVAILABLE or INTERNAL.
     DriverFailed = "DRIVER_FAILED";
     /// No or wrong credentials. UNAUTHENTICATED.

@@ -87,6 +87,10 @@ pub const WAIT_IDLE: Duration = Duration::from_secs(1);
 /// Between two keepalive events on a caller's stream: below the 60 s after which common HTTP proxies cut it.
 pub const API_KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// The longest that a fault on purpose lasts: long enough for every timer of ours to run out, short enough for a
+/// mistake to be over soon.
+pub const CHAOS_MAX: Duration = Duration::from_secs(60);
+
 /// The settings as times, defaults filled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {

@@ -11,11 +11,15 @@ use std::{
 
 use holdfast_wire::{
     VERSION,
-    api::{SessionOfSandbox, StatusRequest, StatusResponse, gateway_server},
+    api::{
+        ChaosRequest, ChaosResponse, ProbeRequest, ProbeResponse, SessionOfSandbox, StatusRequest,
+        StatusResponse, gateway_server,
+    },
 };
 use tonic::{Request, Response, Status};
 
-use crate::sandboxes::Sandboxes;
+use super::auth::caller;
+use crate::{events::Events, sandboxes::Sandboxes};
 
 /// What a gateway knows of itself.
 #[derive(Debug)]
@@ -34,19 +38,22 @@ pub struct Facts {
     pub http_listen: SocketAddr,
     /// Everything it keeps.
     pub data_dir: PathBuf,
+    /// Clients that may order faults.
+    pub admins: Vec<String>,
     /// It is stopping.
     pub draining: AtomicBool,
 }
 
 #[derive(Debug)]
 pub(super) struct GatewayService {
-    facts: Arc<Facts>,
-    sandboxes: Sandboxes,
+    pub(super) facts: Arc<Facts>,
+    pub(super) sandboxes: Sandboxes,
+    pub(super) events: Events,
 }
 
 impl GatewayService {
-    pub(super) fn new(facts: Arc<Facts>, sandboxes: Sandboxes) -> Self {
-        Self { facts, sandboxes }
+    pub(super) fn new(facts: Arc<Facts>, sandboxes: Sandboxes, events: Events) -> Self {
+        Self { facts, sandboxes, events }
     }
 }
 
@@ -82,7 +89,17 @@ impl gateway_server::Gateway for GatewayService {
             open_relays: attached.iter().filter_map(|s| s.session.as_ref()).map(|s| s.open_relays).sum(),
             attached,
             draining: facts.draining.load(Ordering::Relaxed),
+            server_time: Some(timestamp(jiff::Timestamp::now())),
         }))
+    }
+
+    async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        Ok(Response::new(self.do_probe(request.into_inner()).await?))
+    }
+
+    async fn chaos(&self, request: Request<ChaosRequest>) -> Result<Response<ChaosResponse>, Status> {
+        let caller = caller(&request)?;
+        Ok(Response::new(self.do_chaos(&caller, request.into_inner()).await?))
     }
 }
 

@@ -5,6 +5,7 @@
 //! ```
 
 mod auth;
+mod chaos;
 mod execs;
 mod gateway;
 mod listener;
@@ -84,7 +85,7 @@ pub async fn serve(
     health_reporter.set_serving::<SandboxesServer<sandboxes::SandboxService>>().await;
     health_reporter.set_serving::<ExecsServer<execs::ExecService>>().await;
 
-    let gateway = gateway::GatewayService::new(api.facts, api.sandboxes.clone());
+    let gateway = gateway::GatewayService::new(api.facts, api.sandboxes.clone(), api.events.clone());
     let execs = execs::ExecService::new(api.execs, tasks.clone());
     let sandboxes = sandboxes::SandboxService::new(api.sandboxes, api.events);
     let connections = listener::connections(listener, Arc::new(tls), token.clone(), &tasks);

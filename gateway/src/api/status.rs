@@ -24,7 +24,10 @@ pub fn code(reason: Reason) -> Code {
         | Reason::DriverFailed => Code::Unavailable,
         Reason::SandboxNotFound | Reason::ExecNotFound => Code::NotFound,
         Reason::SandboxExists | Reason::ExecIdConflict => Code::AlreadyExists,
-        Reason::WrongPhase | Reason::ExecEnded | Reason::UnsupportedByDriver => Code::FailedPrecondition,
+        Reason::WrongPhase
+        | Reason::ExecEnded
+        | Reason::UnsupportedByDriver
+        | Reason::UnsupportedBySupervisor => Code::FailedPrecondition,
         Reason::OutputGone => Code::DataLoss,
         Reason::InvalidArgument => Code::InvalidArgument,
         Reason::LimitReached => Code::ResourceExhausted,

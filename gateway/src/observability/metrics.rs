@@ -48,6 +48,7 @@ fn describe() {
         "holdfast_session_migrations_total",
         "Changes of a supervisor's address while its session lived"
     );
+    counter!("holdfast_chaos_total", "Faults that admins ordered, by kind");
     counter!("holdfast_handshakes_total", "QUIC handshakes, by result");
     gauge!("holdfast_relays_open", "Relays open now");
     counter!("holdfast_relays_total", "Relays opened, by kind and result");

@@ -42,7 +42,7 @@ use std::{
 use holdfast_wire::{
     api,
     close::CloseCode,
-    control::{Down, ProbeNow, Settings, down},
+    control::{self, Chaos, ChaosKind, Down, ProbeNow, Settings, down},
     ids::{Epoch, Generation, Instance, SandboxId, SessionId},
     limits,
     transport::{Connection, OpenError, PathStats, RecvStream, SendStream},
@@ -131,6 +131,8 @@ struct Inner {
     heard: Mutex<Heard>,
     spool: Mutex<(u64, u64)>,
     probes: AtomicU64,
+    /// The last health report that answered a question, for whoever asked.
+    proven: watch::Sender<control::Health>,
 }
 
 /// What was last seen of the path.
@@ -168,6 +170,7 @@ impl Session {
                 heard: Mutex::new(Heard { datagrams, at: Instant::now(), remote, migrations: 0 }),
                 spool: Mutex::new((0, 0)),
                 probes: AtomicU64::new(0),
+                proven: watch::channel(control::Health::default()).0,
             }),
         };
         (session, queue)
@@ -231,6 +234,39 @@ impl Session {
         let nonce = self.inner.probes.fetch_add(1, Ordering::Relaxed) + 1;
         self.send(down::Body::ProbeNow(ProbeNow { nonce }));
         nonce
+    }
+
+    /// Asks for a probe now and waits for its result, or for the session's end.
+    ///
+    /// # Errors
+    /// The session ended first.
+    pub async fn prove(&self) -> Result<control::Health, Lost> {
+        let mut proven = self.inner.proven.subscribe();
+        let nonce = self.probe_now();
+        tokio::select! {
+            biased;
+            lost = self.closed() => Err(lost),
+            // A probe asked for later counts for this question too. The sender lives in the session.
+            Ok(health) = proven.wait_for(|health| health.nonce >= nonce) => Ok(health.clone()),
+        }
+    }
+
+    fn note_proof(&self, health: &control::Health) {
+        if health.nonce != 0 {
+            self.inner.proven.send_replace(health.clone());
+        }
+    }
+
+    /// Whether its supervisor takes orders for faults.
+    #[must_use]
+    pub fn can_do_chaos(&self) -> bool {
+        self.inner.hello.capabilities.iter().any(|word| word == "chaos")
+    }
+
+    /// Orders a fault, for `time` where the kind lasts. False: the queue is full or the session is gone.
+    pub fn chaos(&self, kind: ChaosKind, time: Duration) -> bool {
+        let for_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.send(down::Body::Chaos(Chaos { kind: kind.into(), for_ms }))
     }
 
     /// Tells new settings.
@@ -353,6 +389,9 @@ impl Session {
             last_heard: prost_types::Duration::try_from(last_heard).ok(),
             spool_bytes,
             spool_limit_bytes,
+            dials: self.hello().dial,
+            last_dial_reason: self.hello().dial_reason.clone(),
+            last_away: prost_types::Duration::try_from(self.hello().away).ok(),
         }
     }
 

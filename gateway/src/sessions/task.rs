@@ -175,7 +175,10 @@ impl Sessions {
                 Some(up::Body::Heartbeat(_)) => {}
                 Some(up::Body::Health(health)) => {
                     session.note_spool(health.spool_bytes, health.spool_limit_bytes);
+                    // The sandbox first: whoever asked for the proof then finds it counted.
+                    let proof = health.clone();
                     handle.health(session.epoch(), health).await;
+                    session.note_proof(&proof);
                 }
                 Some(up::Body::Execs(report)) => {
                     if let Err(error) = self.execs.on_report(session, report).await {

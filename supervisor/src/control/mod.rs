@@ -12,6 +12,7 @@
 //! meanwhile. What is to be sent waits in [`outbox::Outbox`], one place for each kind of message, so that it
 //! cannot grow.
 
+mod faults;
 mod outbox;
 mod renewal;
 mod task;
@@ -28,6 +29,7 @@ use holdfast_wire::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::faults::{Faults, unless_stalled};
 use crate::{identity::Identity, link::net::Sockets, relays, work::Work};
 
 /// Control messages go before all relays' data.
@@ -45,6 +47,7 @@ pub(crate) struct Tools {
     pub(crate) work: Arc<dyn Work>,
     pub(crate) identity: Identity,
     pub(crate) sockets: Arc<dyn Sockets>,
+    pub(crate) faults: Faults,
 }
 
 /// An attached connection, Welcome received, nothing served yet.
@@ -94,14 +97,15 @@ impl Session {
         let (up, queue) = mpsc::channel(QUEUE);
         let path = task::Path { connection: connection.clone(), endpoint: endpoint.clone() };
         let control = task::Control::new(path, tuning, tools.clone(), opened, news);
+        let stall = &tools.faults.stall;
         let end = tokio::select! {
             // In this order: a retired session serves nothing more, whatever else is ready.
             biased;
             () = token.cancelled() => End::Retired,
             lost = connection.closed() => End::Lost(lost),
-            broken = control.run(recv, orders, up) => End::Broken(broken),
-            ended = write(send, queue) => ended,
-            lost = relays::serve(&connection, &tools.work, &open, &token) => End::Lost(lost),
+            broken = unless_stalled(stall, control.run(recv, orders, up)) => End::Broken(broken),
+            ended = unless_stalled(stall, write(send, queue)) => ended,
+            lost = relays::serve(&connection, &tools.work, stall, &open, &token) => End::Lost(lost),
         };
         // From here on no relay of this session is served: the select has dropped them all.
         let (lost, code, reason) = match end {

@@ -156,6 +156,11 @@ impl Control {
                 );
             }
             Some(Body::Resumed(resumed)) => self.prove(Duration::from_millis(resumed.away_ms)),
+            Some(Body::Chaos(chaos)) => {
+                if let Some(act) = self.tools.faults.begin(&chaos) {
+                    self.act(act).await;
+                }
+            }
             Some(Body::Welcome(_) | Body::Refuse(_)) => {
                 tracing::warn!("a second answer to the Hello; ignoring it");
             }
@@ -192,11 +197,12 @@ impl Control {
     async fn act(&mut self, act: Act) {
         match act {
             Act::Heartbeat { seq } => self.outbox.beat(seq),
+            // Nothing is heard, or an operator wants to see it.
             Act::Rebind => {
                 let socket = self.tools.sockets.towards(self.path.connection.remote_address());
                 match self.path.endpoint.rebind(socket) {
-                    Ok(()) => tracing::info!("nothing is heard: moved the connection to a new socket"),
-                    Err(error) => tracing::warn!(%error, "nothing is heard, and no new socket is to be had"),
+                    Ok(()) => tracing::info!("moved the connection to a new socket"),
+                    Err(error) => tracing::warn!(%error, "no new socket to move the connection to"),
                 }
             }
             Act::Suspect => {

@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clocks::{Clocks, SystemClocks},
-    control::Tools,
+    control::{Faults, Tools},
     identity::Identity,
     work::Work,
 };
@@ -98,10 +98,13 @@ impl Link {
         target: Target,
         identity: Identity,
         work: Arc<dyn Work>,
-        seams: Seams,
+        mut seams: Seams,
         token: &CancellationToken,
     ) -> Self {
-        let tools = Tools { work, identity, sockets: Arc::clone(&seams.sockets) };
+        let faults = Faults::default();
+        // Dials too: a path that is dark is dark for whatever this supervisor tries.
+        seams.sockets = Arc::new(net::LosingSockets { inner: seams.sockets, lose: faults.lose.clone() });
+        let tools = Tools { work, identity, sockets: Arc::clone(&seams.sockets), faults };
         let (sender, status) =
             watch::channel(Status { phase: Phase::Dialling, since: jiff::Timestamp::now() });
         let (leave, left) = mpsc::channel(1);

@@ -9,6 +9,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,7 +23,7 @@ use hickory_resolver::{
         rr::{Name, RecordType},
     },
 };
-use holdfast_wire::transport::Socket;
+use holdfast_wire::transport::{Socket, Switch};
 
 /// One question to one name server. Two tries of it, and a search domain, fit into [`RESOLVE_TIMEOUT`].
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
@@ -49,6 +50,19 @@ pub struct SystemSockets;
 impl Sockets for SystemSockets {
     fn towards(&self, peer: SocketAddr) -> Socket {
         Socket::towards(peer)
+    }
+}
+
+/// Sockets that lose everything while a switch is on.
+#[derive(Debug)]
+pub(super) struct LosingSockets {
+    pub(super) inner: Arc<dyn Sockets>,
+    pub(super) lose: Switch,
+}
+
+impl Sockets for LosingSockets {
+    fn towards(&self, peer: SocketAddr) -> Socket {
+        self.inner.towards(peer).losing(self.lose.clone())
     }
 }
 

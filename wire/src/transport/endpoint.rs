@@ -8,7 +8,7 @@ use std::{
 };
 
 use quinn::{
-    AsyncUdpSocket, EndpointConfig, TokioRuntime,
+    AsyncUdpSocket, EndpointConfig, Runtime as _, TokioRuntime,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use quinn_proto::HashedConnectionIdGenerator;
@@ -17,6 +17,7 @@ use ring::hkdf;
 use super::{
     connection::{Connection, Lost, varint},
     settings::{MAX_MTU, Profile, is_near},
+    switch::{Leaky, Switch},
 };
 use crate::{close::CloseCode, timing};
 
@@ -40,6 +41,8 @@ pub enum Socket {
     Bind(SocketAddr),
     /// Another link: the simulation's.
     Abstract(Arc<dyn AsyncUdpSocket>),
+    /// One of the others, which loses everything while the switch is on.
+    Leaky(Box<Self>, Switch),
 }
 
 impl Socket {
@@ -50,6 +53,20 @@ impl Socket {
         Self::Bind(match peer {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        })
+    }
+
+    /// The same socket, which loses every packet both ways while `lose` is on.
+    #[must_use]
+    pub fn losing(self, lose: Switch) -> Self {
+        Self::Leaky(Box::new(self), lose)
+    }
+
+    fn open(self) -> Result<Arc<dyn AsyncUdpSocket>, EndpointError> {
+        Ok(match self {
+            Self::Bind(address) => TokioRuntime.wrap_udp_socket(bind(address)?)?,
+            Self::Abstract(socket) => socket,
+            Self::Leaky(socket, lose) => Arc::new(Leaky { inner: socket.open()?, lose }),
         })
     }
 }
@@ -138,12 +155,7 @@ impl Endpoint {
             .max_udp_payload_size(MAX_MTU)
             .map_err(|error| EndpointError::Socket(io::Error::other(error.to_string())))?;
         let runtime = Arc::new(TokioRuntime);
-        let inner = match socket {
-            Socket::Bind(address) => quinn::Endpoint::new(config, server, bind(address)?, runtime)?,
-            Socket::Abstract(socket) => {
-                quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime)?
-            }
-        };
+        let inner = quinn::Endpoint::new_with_abstract_socket(config, server, socket.open()?, runtime)?;
         Ok(Self { inner })
     }
 
@@ -155,10 +167,7 @@ impl Endpoint {
     /// Moves all connections to a new socket: a new source port, so a new NAT mapping. Cures a stale mapping;
     /// does not cure a sender whose congestion window is full (its poke is not sent either).
     pub fn rebind(&self, socket: Socket) -> Result<(), EndpointError> {
-        match socket {
-            Socket::Bind(address) => self.inner.rebind(bind(address)?)?,
-            Socket::Abstract(socket) => self.inner.rebind_abstract(socket)?,
-        }
+        self.inner.rebind_abstract(socket.open()?)?;
         Ok(())
     }
 

@@ -20,8 +20,10 @@ mod connection;
 mod endpoint;
 mod settings;
 mod stream;
+mod switch;
 
 pub use connection::{Connection, Lost, OpenError, PathStats};
 pub use endpoint::{DialError, Dialer, Endpoint, EndpointError, Incoming, Listener, ServerKeys, Socket};
 pub use settings::{Congestion, MAX_MTU, Profile, Role};
 pub use stream::{MessageReader, RecvStream, SendStream, StreamError};
+pub use switch::Switch;
