@@ -7,12 +7,12 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// Ends the processes when dropped.
 #[derive(Debug)]
-pub(super) struct Cleanup {
+pub(crate) struct Cleanup {
     dir: PathBuf,
 }
 
 impl Cleanup {
-    pub(super) fn of(dir: &Path) -> Self {
+    pub(crate) fn of(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }
 }

@@ -48,7 +48,7 @@ pub struct Running {
 }
 
 impl Cli {
-    pub(super) fn new<I, S>(program: &Path, profile: &Path, args: I) -> Self
+    pub(crate) fn new<I, S>(program: &Path, profile: &Path, args: I) -> Self
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
@@ -135,10 +135,23 @@ impl Running {
         Ok(line.trim_end_matches('\n').to_owned())
     }
 
+    /// What it wrote next, at most `buffer` of it; 0 at the end of its output.
+    pub async fn read(&mut self, buffer: &mut [u8]) -> anyhow::Result<usize> {
+        timeout(PATIENCE, self.stdout.read(buffer))
+            .await
+            .context("no output came")?
+            .context("reading its output")
+    }
+
     /// Writes to its stdin.
     pub async fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.stdin.as_mut().context("stdin is closed")?.write_all(bytes).await?;
         Ok(())
+    }
+
+    /// Takes its stdin away, to be written beside the reading.
+    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.stdin.take()
     }
 
     /// Closes its stdin.
@@ -156,6 +169,15 @@ impl Running {
     pub async fn kill(mut self) -> anyhow::Result<()> {
         self.child.kill().await?;
         Ok(())
+    }
+
+    /// What it said on stderr, to the end.
+    pub async fn stderr(&mut self) -> anyhow::Result<String> {
+        let mut said = Vec::new();
+        if let Some(mut stderr) = self.stderr.take() {
+            timeout(PATIENCE, stderr.read_to_end(&mut said)).await.context("stderr stays open")??;
+        }
+        Ok(String::from_utf8_lossy(&said).into_owned())
     }
 
     /// Waits for its end without touching its streams.
@@ -186,7 +208,8 @@ impl Running {
         };
         let status = timeout(patience, all).await;
         let stderr = String::from_utf8_lossy(&stderr).into_owned();
-        let status = status.with_context(|| format!("the command did not end within {patience:?}; it said: {stderr}"))??;
+        let status = status
+            .with_context(|| format!("the command did not end within {patience:?}; it said: {stderr}"))??;
         Ok(Finished { code: code_of(status)?, stdout, stderr, took: self.started.elapsed() })
     }
 }

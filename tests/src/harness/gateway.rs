@@ -1,10 +1,6 @@
 //! A gateway process.
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    process::Stdio,
-};
+use std::{net::SocketAddr, path::Path, process::Stdio};
 
 use anyhow::{Context, bail};
 use tokio::{
@@ -27,14 +23,22 @@ pub struct Gateway {
 
 impl Gateway {
     /// Starts it and waits for its first line on stdout: `listening on ADDRESS, http on ADDRESS, profile FILE`.
-    pub(super) async fn start(program: &Path, data_dir: &Path, port: u16, extra: &[String]) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        program: &Path,
+        data_dir: &Path,
+        listen: SocketAddr,
+        extra: &[String],
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(data_dir.parent().context("a data directory has a parent")?)?;
-        let log = std::fs::File::options().create(true).append(true).open(data_dir.with_extension("gateway.log"))?;
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(data_dir.with_extension("gateway.log"))?;
         let mut child = Command::new(program)
             .arg("gateway")
             .arg("--data-dir")
             .arg(data_dir)
-            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .args(["--listen", &listen.to_string()])
             .args(extra)
             .env_remove("HOLDFAST_PROFILE")
             .env("RUST_LOG", std::env::var("HOLDFAST_TEST_LOG").unwrap_or_else(|_| "info".to_owned()))
@@ -45,7 +49,9 @@ impl Gateway {
             .spawn()?;
         let stdout = child.stdout.take().context("stdout was piped")?;
         let mut lines = BufReader::new(stdout).lines();
-        let Some(line) = timeout(PATIENCE, lines.next_line()).await.context("the gateway never said that it listens")??
+        let Some(line) = timeout(PATIENCE, lines.next_line())
+            .await
+            .context("the gateway never said that it listens")??
         else {
             let log = std::fs::read_to_string(data_dir.with_extension("gateway.log")).unwrap_or_default();
             bail!("the gateway ended at once:\n{log}");
@@ -68,12 +74,12 @@ impl Gateway {
         resident_kib(self.pid())
     }
 
-    pub(super) async fn kill(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
         self.child.kill().await?;
         Ok(())
     }
 
-    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         super::signal(self.pid(), rustix::process::Signal::TERM)?;
         let status = timeout(PATIENCE, self.child.wait()).await.context("the gateway did not stop")??;
         anyhow::ensure!(status.success(), "the gateway ended with {status}");

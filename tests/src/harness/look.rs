@@ -59,10 +59,8 @@ pub async fn start_argv(cluster: &Cluster, args: Vec<Vec<u8>>) -> anyhow::Result
     let profile = holdfast_cli::profile::Profile::load(&cluster.data_dir().join("client.toml"))?;
     let client = holdfast_cli::client::Client::new(&profile)?;
     let args = args.into_iter().map(Into::into).collect();
-    let spec = ExecSpec {
-        command: Some(api::exec_spec::Command::Argv(api::Argv { args })),
-        ..ExecSpec::default()
-    };
+    let spec =
+        ExecSpec { command: Some(api::exec_spec::Command::Argv(api::Argv { args })), ..ExecSpec::default() };
     let request = api::StartExecRequest {
         sandbox: "box".to_owned(),
         exec_id: ExecId::random().to_string(),

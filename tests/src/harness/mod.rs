@@ -4,12 +4,15 @@
 //! supervisors (they outlive their gateway by design) and what runs in them. Nothing is awaited by sleeping: the
 //! gateway says when it listens, commands are awaited with a bound that fails the test.
 
-mod cleanup;
+pub(crate) mod cleanup;
 mod command;
 mod gateway;
 mod look;
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 pub use command::{Cli, Finished, Running};
 pub use gateway::{Gateway, resident_kib};
@@ -55,7 +58,8 @@ impl Cluster {
     /// Starts the gateway (again), on the port of the first time, and waits until it listens.
     pub async fn start_gateway(&mut self) -> anyhow::Result<()> {
         anyhow::ensure!(self.gateway.is_none(), "the gateway runs already");
-        let gateway = Gateway::start(&self.program, &self.data_dir(), self.port, &self.extra).await?;
+        let listen = SocketAddr::from(([127, 0, 0, 1], self.port));
+        let gateway = Gateway::start(&self.program, &self.data_dir(), listen, &self.extra).await?;
         self.port = gateway.address.port();
         self.gateway = Some(gateway);
         Ok(())

@@ -1,0 +1,340 @@
+//! Callers that are attached while a fault happens, and what becomes of them.
+//!
+//! A [`Call`] is `holdfast exec` with a command that says a line, waits, says the next, and ends with a code of its
+//! own. Every line has the time at which it was said, and goes to a file in the workspace as well: so the reader
+//! knows how late each byte came, and which ones should have come.
+//!
+//! ```text
+//!   attach ─▶ first line read ─▶ [fault ... healed] ─▶ all ended ─▶ Finding
+//! ```
+
+use std::{
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, bail, ensure};
+use serde::Serialize;
+use tokio::io::AsyncWriteExt;
+
+use super::{Session, Site};
+use crate::harness::{Cli, Running};
+
+/// A path that falls silent is told to an attached caller within 11 s (README, "the bound"). A machine that compiles
+/// beside the tests gets as much again.
+pub const BOUND: Duration = Duration::from_secs(22);
+
+/// A caller that comes back by itself has its outcome this long after the network is whole, or after its command
+/// ended: the bound, and a redial that has just been put off by its cap of 5 s.
+pub const RESUMED: Duration = Duration::from_secs(30);
+
+/// One attached caller.
+#[derive(Debug)]
+pub struct Call {
+    running: Running,
+    /// In the workspace, what its command said.
+    file: String,
+    code: i32,
+    lines: usize,
+    heard: Vec<u8>,
+    /// Does not attach again: it takes the gateway's word for the end.
+    strict: bool,
+}
+
+/// What one command does: its lines, the pause after each, and whether its caller attaches again.
+#[derive(Clone, Copy, Debug)]
+pub struct Talk {
+    /// How many lines.
+    pub lines: usize,
+    /// What it waits between two.
+    pub pause: Duration,
+    /// Its caller does not attach again.
+    pub strict: bool,
+}
+
+impl Talk {
+    /// A line twice a second.
+    #[must_use]
+    pub fn steady(seconds: u64) -> Self {
+        let lines = usize::try_from(seconds * 2).unwrap_or(usize::MAX);
+        Self { lines, pause: Duration::from_millis(500), strict: false }
+    }
+
+    /// A line, silence, a line.
+    #[must_use]
+    pub fn silent(seconds: u64) -> Self {
+        Self { lines: 2, pause: Duration::from_secs(seconds), strict: false }
+    }
+
+    /// The same, and its caller does not attach again.
+    #[must_use]
+    pub fn strict(self) -> Self {
+        Self { strict: true, ..self }
+    }
+}
+
+/// The usual callers for a fault of some seconds: talking, silent, and one that does not attach again.
+#[must_use]
+pub fn usual(seconds: u64) -> Vec<Talk> {
+    let steady = Talk::steady(seconds);
+    vec![steady, Talk::silent(seconds), steady.strict()]
+}
+
+/// How one caller fared.
+#[derive(Debug)]
+struct Ended {
+    call: Call,
+    /// When each line arrived.
+    arrivals: Vec<SystemTime>,
+    at: SystemTime,
+    code: i32,
+    stderr: String,
+}
+
+/// What a fault did to the calls that were attached.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Finding {
+    /// Attached callers.
+    pub calls: usize,
+    /// Those that ended with their command's true result.
+    pub true_results: usize,
+    /// Those that ended with a named error (callers that had said that they do not attach again).
+    pub named_errors: usize,
+    /// From the fault to the latest of those errors, in milliseconds.
+    pub told_after_ms: Option<u128>,
+    /// The latest byte: from being said to being read, in milliseconds.
+    pub latest_byte_ms: u128,
+    /// How long the fault lasted, in milliseconds.
+    pub fault_ms: u128,
+    /// Bytes that a caller should have had and did not.
+    pub bytes_lost: usize,
+    /// Bytes that a caller had beyond those that were said.
+    pub bytes_extra: usize,
+    /// Sessions that the sandbox has had since.
+    pub redials: u64,
+    /// How often the last session's address has changed.
+    pub migrations: u64,
+    /// What the check allowed, in milliseconds.
+    pub bound_ms: u128,
+}
+
+impl Call {
+    /// Starts it in a sandbox, and waits for its first line.
+    pub async fn attach(site: &Site, sandbox: &str, number: usize, talk: Talk) -> anyhow::Result<Self> {
+        let code = i32::try_from(1 + number % 100)?;
+        let file = format!("said-{number}");
+        let script = format!(
+            "i=0; while :; do l=\"$i $(date +%s%N)\"; echo \"$l\"; echo \"$l\" >> {file}; i=$((i+1)); \
+             [ $i -lt {} ] || exit {code}; sleep {}; done",
+            talk.lines,
+            talk.pause.as_secs_f64()
+        );
+        let mut arguments = vec!["exec", sandbox, "--", "sh", "-c", &script];
+        if talk.strict {
+            arguments.splice(1..1, ["--reattach-for", "0s"]);
+        }
+        let mut running = site.command(arguments).spawn()?;
+        let mut heard = running.line().await?.into_bytes();
+        heard.push(b'\n');
+        Ok(Self { running, file, code, lines: talk.lines, heard, strict: talk.strict })
+    }
+
+    /// To its end.
+    async fn follow(mut self) -> anyhow::Result<Ended> {
+        let mut arrivals = vec![SystemTime::now()];
+        let mut buffer = vec![0; 4096];
+        loop {
+            let got = self.running.read(&mut buffer).await?;
+            if got == 0 {
+                break;
+            }
+            let got = &buffer[..got];
+            arrivals.extend(got.iter().filter(|&&byte| byte == b'\n').map(|_| SystemTime::now()));
+            self.heard.extend(got);
+        }
+        // Its output has ended, so it is about to.
+        let code = self.running.exit_code().await?;
+        let at = SystemTime::now();
+        let stderr = self.running.stderr().await?;
+        Ok(Ended { call: self, arrivals, at, code, stderr })
+    }
+}
+
+impl Ended {
+    /// Adds what became of this call; an error where a promise was broken.
+    fn judge(
+        &self,
+        workspace: &Path,
+        began: SystemTime,
+        healed: SystemTime,
+        finding: &mut Finding,
+    ) -> anyhow::Result<()> {
+        let said = std::fs::read(workspace.join(&self.call.file))?;
+        let heard = &self.call.heard;
+        let same = said.iter().zip(heard).take_while(|(said, heard)| said == heard).count();
+        let times = said_at(heard)?;
+        let late = times.iter().zip(&self.arrivals).map(|(said, arrived)| after(*said, *arrived)).max();
+        finding.latest_byte_ms = finding.latest_byte_ms.max(late.unwrap_or_default().as_millis());
+        if self.code == self.call.code {
+            finding.bytes_lost += said.len().saturating_sub(same);
+            finding.bytes_extra += heard.len().saturating_sub(same);
+            ensure!(
+                same == said.len() && same == heard.len(),
+                "said {said:?}, heard {heard:?}: {}",
+                self.stderr
+            );
+            ensure!(times.len() == self.call.lines, "{} lines of {}", times.len(), self.call.lines);
+            let command_ended = times.last().copied().context("it has said a line")?;
+            let took = after(command_ended.max(healed), self.at);
+            ensure!(took < RESUMED, "the outcome came {took:?} after command and fault: {}", self.stderr);
+            finding.true_results += 1;
+            return Ok(());
+        }
+        ensure!(
+            self.call.strict && self.code == 125 && self.stderr.contains("SESSION_LOST"),
+            "exit code {}, not {}: {}",
+            self.code,
+            self.call.code,
+            self.stderr
+        );
+        finding.bytes_extra += heard.len().saturating_sub(same);
+        ensure!(same == heard.len(), "heard {heard:?} where {said:?} was said");
+        let told = after(began, self.at);
+        finding.told_after_ms = finding.told_after_ms.max(Some(told.as_millis()));
+        ensure!(told < BOUND, "the caller was told after {told:?}");
+        finding.named_errors += 1;
+        Ok(())
+    }
+}
+
+/// Attaches `talks` to the sandbox `box`, lets `fault` happen (it returns when the network is whole again), and
+/// judges every call.
+pub async fn ride(
+    site: &mut Site,
+    talks: &[Talk],
+    fault: impl AsyncFnOnce(&mut Site) -> anyhow::Result<()>,
+) -> anyhow::Result<Finding> {
+    let workspace = site.workspace("box").await?;
+    let attaching = talks.iter().enumerate().map(|(number, talk)| Call::attach(site, "box", number, *talk));
+    let calls: Vec<Call> = futures::future::try_join_all(attaching).await?;
+    let before = site.session("box").await?.context("the sandbox is ready, so it has a session")?;
+    let began = SystemTime::now();
+    let act = async {
+        fault(site).await?;
+        anyhow::Ok(SystemTime::now())
+    };
+    let (ended, healed) = tokio::join!(futures::future::join_all(calls.into_iter().map(Call::follow)), act);
+    let healed = healed?;
+    let mut finding = Finding {
+        calls: talks.len(),
+        fault_ms: after(began, healed).as_millis(),
+        bound_ms: BOUND.as_millis(),
+        ..Finding::default()
+    };
+    for ended in ended {
+        ended?.judge(&workspace, began, healed, &mut finding)?;
+    }
+    finding.compare(&before, site).await?;
+    Ok(finding)
+}
+
+/// Sends `bytes` through `cat` in the sandbox `box` and back, and lets `fault` happen when an eighth has come back.
+pub async fn bulk(
+    site: &mut Site,
+    bytes: Vec<u8>,
+    patience: Duration,
+    fault: impl AsyncFnOnce(&mut Site) -> anyhow::Result<()>,
+) -> anyhow::Result<Finding> {
+    let before = site.session("box").await?.context("the sandbox is ready, so it has a session")?;
+    let mut running = site.command(["exec", "-i", "box", "--", "cat"]).spawn()?;
+    let mut stdin = running.take_stdin().context("stdin is a pipe")?;
+    let (pull, pulled) = tokio::sync::oneshot::channel();
+    let begun = SystemTime::now();
+    let feed = async {
+        stdin.write_all(&bytes).await?;
+        drop(stdin);
+        anyhow::Ok(())
+    };
+    let read = async {
+        let (mut pull, mut at, mut latest) = (Some(pull), 0, Duration::ZERO);
+        let mut buffer = vec![0; 256 << 10];
+        let mut last = SystemTime::now();
+        loop {
+            let got = running.read(&mut buffer).await.with_context(|| format!("after {at} bytes"))?;
+            latest = latest.max(after(last, SystemTime::now()));
+            last = SystemTime::now();
+            if got == 0 {
+                break;
+            }
+            if bytes.get(at..at + got) != Some(&buffer[..got]) {
+                bail!("other bytes came back than were sent, between {at} and {}", at + got);
+            }
+            at += got;
+            if at >= bytes.len() / 8 {
+                // The receiver is gone only when the fault itself has failed, which is reported.
+                let _ = pull.take().map(|pull| pull.send(()));
+            }
+        }
+        let code = running.exit_code().await?;
+        let stderr = running.stderr().await?;
+        ensure!(code == 0, "exit code {code} after {at} bytes: {stderr}");
+        ensure!(at == bytes.len(), "{at} bytes of {}: {stderr}", bytes.len());
+        anyhow::Ok(latest)
+    };
+    let act = async {
+        pulled.await.context("the transfer ended before the fault")?;
+        let began = SystemTime::now();
+        fault(site).await?;
+        anyhow::Ok(after(began, SystemTime::now()))
+    };
+    let all = async { tokio::try_join!(feed, read, act) };
+    let ((), latest, lasted) =
+        tokio::time::timeout(patience, all).await.context("the transfer does not end")??;
+    let mut finding = Finding {
+        calls: 1,
+        true_results: 1,
+        latest_byte_ms: latest.as_millis(),
+        fault_ms: lasted.as_millis(),
+        bound_ms: patience.as_millis(),
+        ..Finding::default()
+    };
+    ensure!(after(begun, SystemTime::now()) < patience);
+    finding.compare(&before, site).await?;
+    Ok(finding)
+}
+
+/// Bytes of which no eight repeat, so that none can be lost, doubled or moved unseen.
+#[must_use]
+pub fn distinct_bytes(length: usize) -> Vec<u8> {
+    let words = u64::try_from(length / 8).unwrap_or(u64::MAX);
+    (0..words).flat_map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
+}
+
+impl Finding {
+    /// Says how the session fared, and that there is one again.
+    async fn compare(&mut self, before: &Session, site: &Site) -> anyhow::Result<()> {
+        let patience = format!("{}s", RESUMED.as_secs());
+        let wait: Cli = site.command(["wait", "box", "--for", "ready", "--timeout", &patience]);
+        wait.run().await?.success().context("the sandbox is not ready again")?;
+        let now = site.session("box").await?.context("the sandbox is ready, so it has a session")?;
+        self.redials = now.epoch.saturating_sub(before.epoch);
+        self.migrations = if self.redials == 0 { now.migrations - before.migrations } else { now.migrations };
+        Ok(())
+    }
+}
+
+/// The times in lines of `NUMBER NANOSECONDS`.
+fn said_at(lines: &[u8]) -> anyhow::Result<Vec<SystemTime>> {
+    let text = std::str::from_utf8(lines)?;
+    text.lines()
+        .map(|line| {
+            let nanoseconds = line.split(' ').nth(1).with_context(|| format!("no time in {line:?}"))?;
+            Ok(UNIX_EPOCH + Duration::from_nanos(nanoseconds.parse()?))
+        })
+        .collect()
+}
+
+/// From `earlier` to `later`; zero where the wall clock was set back.
+fn after(earlier: SystemTime, later: SystemTime) -> Duration {
+    later.duration_since(earlier).unwrap_or_default()
+}

@@ -1,0 +1,31 @@
+//! The lab: the product in a network of namespaces, behind a NAT, with a network that fails on command.
+//!
+//! Each test has a lab of its own. Needs root and the tools of `netem-scripts`; elsewhere the tests say that they
+//! are skipped.
+
+#![allow(missing_debug_implementations)] // a test binary has no callers
+
+#[path = "lab/paths.rs"]
+mod paths;
+#[path = "lab/silence.rs"]
+mod silence;
+
+use std::path::Path;
+
+use holdfast_tests::lab::{self, calls::Finding};
+
+/// Runs one fault of the list, where a lab can be made.
+async fn survive(fault: impl AsyncFnOnce(&Path) -> anyhow::Result<Finding>) -> anyhow::Result<()> {
+    if let Some(obstacle) = lab::obstacle() {
+        say(&format!("skipped: {obstacle}"));
+        return Ok(());
+    }
+    let finding = fault(Path::new(env!("CARGO_BIN_EXE_holdfast-under-test"))).await?;
+    say(&serde_json::to_string(&finding)?);
+    Ok(())
+}
+
+/// On stderr, where a test's runner shows it.
+fn say(line: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{line}\n").as_bytes());
+}
