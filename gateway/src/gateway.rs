@@ -43,6 +43,13 @@ use crate::{
 /// How long open calls may take to end when the gateway stops: they were told already, by their sessions' end.
 const API_STOP: Duration = Duration::from_secs(2);
 
+/// How long a gateway that is just ending is waited for. A killed process of a thousand sessions takes a second to
+/// give back its memory on a loaded machine.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two tries at a port that the gateway before is still giving back: its lock goes a moment earlier.
+const PORT_PAUSE: Duration = Duration::from_millis(50);
+
 /// Tries at a port that is free on TCP and on UDP, where the port was left to the system.
 const PORT_TRIES: usize = 16;
 
@@ -115,7 +122,7 @@ impl Gateway {
     /// Starts a gateway; when this returns, it listens.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         private_dir(&config.data_dir)?;
-        let lock = lock(&config.data_dir)?;
+        let lock = lock(&config.data_dir).await?;
         let names: Vec<String> = config
             .advertise
             .iter()
@@ -307,61 +314,85 @@ async fn open_driver(config: &Config) -> Result<Arc<dyn ComputeDriver>, StartErr
     }
 }
 
-/// One gateway a data directory: two would fight over its sandboxes.
-fn lock(dir: &Path) -> Result<fs::File, StartError> {
+/// One gateway a data directory: two would fight over its sandboxes. One that is just ending (killed a moment ago by
+/// whoever starts this one) is waited for, [`LOCK_PATIENCE`].
+async fn lock(dir: &Path) -> Result<fs::File, StartError> {
     let path = dir.join("gateway.lock");
     let failed = |attempted| {
         let path = path.clone();
         move |source| StartError::File { attempted, path, source }
     };
-    let mut file = fs::File::options()
+    let file = fs::File::options()
         .create(true)
         .truncate(false)
         .read(true)
         .write(true)
         .open(&path)
         .map_err(failed("opening"))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(&path).unwrap_or_default();
-            let holder = match holder.trim() {
-                "" => String::new(),
-                pid => format!(" (process {})", pid.chars().take(20).collect::<String>()),
-            };
-            return Err(StartError::InUse { dir: dir.to_owned(), holder });
-        }
+    let mut file = match file.try_lock() {
+        Ok(()) => file,
+        Err(fs::TryLockError::WouldBlock) => match wait_for_lock(file).await {
+            Some(locked) => locked.map_err(failed("locking"))?,
+            None => {
+                let holder = fs::read_to_string(&path).unwrap_or_default();
+                let holder = match holder.trim() {
+                    "" => String::new(),
+                    pid => format!(" (process {})", pid.chars().take(20).collect::<String>()),
+                };
+                return Err(StartError::InUse { dir: dir.to_owned(), holder });
+            }
+        },
         Err(fs::TryLockError::Error(source)) => return Err(failed("locking")(source)),
-    }
+    };
     file.set_len(0).map_err(failed("writing"))?;
     writeln!(file, "{}", std::process::id()).map_err(failed("writing"))?;
     Ok(file)
 }
 
-/// TCP and UDP on one address. A port of 0 is drawn by the system for TCP, and may be taken on UDP: then again.
-async fn bind_both(address: SocketAddr) -> Result<(TcpListener, Socket, SocketAddr), StartError> {
-    let mut last = None;
-    for _ in 0..PORT_TRIES {
-        let tcp = listen_tcp("the API", address).await?;
-        let bound = tcp.local_addr().unwrap_or(address);
-        match std::net::UdpSocket::bind(bound) {
-            // Closed again, for the transport room to open it its own way: nobody else is after this port, as
-            // TCP has it.
-            Ok(probe) => {
-                drop(probe);
-                return Ok((tcp, Socket::Bind(bound), bound));
-            }
-            Err(source) => last = Some(StartError::Listen { what: "QUIC", address: bound, source }),
-        }
-        if address.port() != 0 {
-            break;
-        }
+/// `None`: somebody holds it for longer. On a thread of its own, which the kernel wakes: one of the runtime's would
+/// hold up the process's end for as long as the lock is held elsewhere.
+async fn wait_for_lock(file: fs::File) -> Option<io::Result<fs::File>> {
+    tracing::info!("waiting for another gateway to end");
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let waiter = std::thread::Builder::new().name("lock".to_owned()).spawn(move || {
+        // Nobody listens any more: the lock goes with the file.
+        let _ = sender.send(file.lock().map(|()| file));
+    });
+    if let Err(error) = waiter {
+        return Some(Err(error));
     }
-    Err(last.unwrap_or_else(|| StartError::Listen {
+    tokio::time::timeout(LOCK_PATIENCE, receiver).await.ok()?.ok()
+}
+
+/// TCP and UDP on one address. A port of 0 is drawn by the system for TCP, and may be taken on UDP: then again. So
+/// too where the gateway before, that has just ended, is not quite gone.
+async fn bind_both(address: SocketAddr) -> Result<(TcpListener, Socket, SocketAddr), StartError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let error = match try_both(address).await {
+            Ok(bound) => return Ok(bound),
+            Err(error) => error,
+        };
+        let in_use =
+            matches!(&error, StartError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse);
+        if !in_use || tries == PORT_TRIES {
+            return Err(error);
+        }
+        tokio::time::sleep(PORT_PAUSE).await;
+    }
+}
+
+async fn try_both(address: SocketAddr) -> Result<(TcpListener, Socket, SocketAddr), StartError> {
+    let tcp = listen_tcp("the API", address).await?;
+    let bound = tcp.local_addr().unwrap_or(address);
+    // Closed again, for the transport room to open it its own way: nobody else is after this port, as TCP has it.
+    std::net::UdpSocket::bind(bound).map_err(|source| StartError::Listen {
         what: "QUIC",
-        address,
-        source: io::Error::from(io::ErrorKind::AddrInUse),
-    }))
+        address: bound,
+        source,
+    })?;
+    Ok((tcp, Socket::Bind(bound), bound))
 }
 
 async fn listen_tcp(what: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
@@ -382,14 +413,23 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_data_directory_has_one_gateway() {
+    #[tokio::test(start_paused = true)]
+    async fn a_data_directory_has_one_gateway() {
         let dir = tempfile::tempdir().unwrap();
-        let held = lock(dir.path()).unwrap();
-        let error = lock(dir.path()).unwrap_err().to_string();
+        let held = lock(dir.path()).await.unwrap();
+        let error = lock(dir.path()).await.unwrap_err().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
         drop(held);
-        lock(dir.path()).unwrap();
+        lock(dir.path()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_is_just_ending_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).await.unwrap();
+        let next = lock(dir.path());
+        let (next, ()) = tokio::join!(next, async { drop(held) });
+        next.unwrap();
     }
 
     #[tokio::test]
