@@ -327,7 +327,9 @@ impl Core {
                 };
                 let record = self.started(job.exec, pid, at).await?;
                 let runs = started.exec.as_ref().is_some_and(|info| info.state() == ExecState::Running);
-                if record.finished.is_some() && runs {
+                // A report may overtake this frame: a command that has ended meanwhile has its output on this
+                // relay. Only an end that no command had means that this one must not be.
+                if record.finished.is_some() && runs && !ended_by_itself(&record) {
                     // Cancelled while it was on its way: what is stored stays, so it must not run on.
                     self.stop_it(relay.session.clone(), job.exec);
                     return Ok(Tried::Connected(over(record)));
@@ -562,6 +564,14 @@ fn output_may_be_kept(record: &ExecRecord) -> bool {
     !matches!(
         record.outcome().and_then(|outcome| outcome.kind.as_ref()),
         Some(Kind::StartFailed(_) | Kind::Lost(_))
+    )
+}
+
+/// Whether the stored outcome is a command's own: nobody but a supervisor that ran it can have said so.
+fn ended_by_itself(record: &ExecRecord) -> bool {
+    matches!(
+        record.outcome().and_then(|outcome| outcome.kind.as_ref()),
+        Some(Kind::Exited(_) | Kind::Signaled(_) | Kind::TimedOut(_))
     )
 }
 
