@@ -101,7 +101,8 @@ impl Script {
     /// The fake spawner's text.
     #[must_use]
     pub fn text(&self) -> String {
-        self.steps.join(";")
+        // An empty line is no command.
+        if self.steps.is_empty() { "sleep 0ms".to_owned() } else { self.steps.join(";") }
     }
 
     /// All that it writes to stdout.
