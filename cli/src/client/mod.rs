@@ -45,10 +45,13 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// An answer to a call that only reads or changes a row. Drivers may take a while to stop or pause.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What may be on its way on one stream and on the connection, in bytes. hyper's 64 KiB would limit an attached
-/// exec to 640 kB/s at 100 ms of round trip.
+/// What may be on its way on one stream, in bytes. hyper's 64 KiB would limit an attached exec to 640 kB/s at 100 ms
+/// of round trip.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// And on the connection: HTTP/2's largest. A finite one lets a few execs that nobody reads hold up all others of
+/// the same client; what is kept is bounded by the number of streams.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// A page of 1000 sandboxes, each with its conditions and some labels, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
