@@ -5,6 +5,8 @@
 
 #![allow(missing_debug_implementations)] // a test binary has no callers
 
+#[path = "lab/gateways.rs"]
+mod gateways;
 #[path = "lab/paths.rs"]
 mod paths;
 #[path = "lab/silence.rs"]

@@ -9,7 +9,7 @@
 //! ```
 
 use std::{
-    path::Path,
+    path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -32,8 +32,8 @@ pub const RESUMED: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Call {
     running: Running,
-    /// In the workspace, what its command said.
-    file: String,
+    /// What its command said, in the sandbox's workspace.
+    file: PathBuf,
     code: i32,
     lines: usize,
     heard: Vec<u8>,
@@ -136,6 +136,7 @@ impl Call {
         let mut running = site.command(arguments).spawn()?;
         let mut heard = running.line().await?.into_bytes();
         heard.push(b'\n');
+        let file = site.workspace(sandbox).await?.join(file);
         Ok(Self { running, file, code, lines: talk.lines, heard, strict: talk.strict })
     }
 
@@ -162,14 +163,8 @@ impl Call {
 
 impl Ended {
     /// Adds what became of this call; an error where a promise was broken.
-    fn judge(
-        &self,
-        workspace: &Path,
-        began: SystemTime,
-        healed: SystemTime,
-        finding: &mut Finding,
-    ) -> anyhow::Result<()> {
-        let said = std::fs::read(workspace.join(&self.call.file))?;
+    fn judge(&self, began: SystemTime, healed: SystemTime, finding: &mut Finding) -> anyhow::Result<()> {
+        let said = std::fs::read(&self.call.file)?;
         let heard = &self.call.heard;
         let same = said.iter().zip(heard).take_while(|(said, heard)| said == heard).count();
         let times = said_at(heard)?;
@@ -207,15 +202,25 @@ impl Ended {
     }
 }
 
-/// Attaches `talks` to the sandbox `box`, lets `fault` happen (it returns when the network is whole again), and
-/// judges every call.
+/// [`ride_many`] with all callers on the sandbox `box`.
 pub async fn ride(
     site: &mut Site,
     talks: &[Talk],
     fault: impl AsyncFnOnce(&mut Site) -> anyhow::Result<()>,
 ) -> anyhow::Result<Finding> {
-    let workspace = site.workspace("box").await?;
-    let attaching = talks.iter().enumerate().map(|(number, talk)| Call::attach(site, "box", number, *talk));
+    let on_box: Vec<_> = talks.iter().map(|talk| ("box".to_owned(), *talk)).collect();
+    ride_many(site, &on_box, fault).await
+}
+
+/// Attaches callers to sandboxes, lets `fault` happen (it returns when the network is whole again), and
+/// judges every call.
+pub async fn ride_many(
+    site: &mut Site,
+    talks: &[(String, Talk)],
+    fault: impl AsyncFnOnce(&mut Site) -> anyhow::Result<()>,
+) -> anyhow::Result<Finding> {
+    let attaching =
+        talks.iter().enumerate().map(|(number, (sandbox, talk))| Call::attach(site, sandbox, number, *talk));
     let calls: Vec<Call> = futures::future::try_join_all(attaching).await?;
     let before = site.session("box").await?.context("the sandbox is ready, so it has a session")?;
     let began = SystemTime::now();
@@ -232,7 +237,7 @@ pub async fn ride(
         ..Finding::default()
     };
     for ended in ended {
-        ended?.judge(&workspace, began, healed, &mut finding)?;
+        ended?.judge(began, healed, &mut finding)?;
     }
     finding.compare(&before, site).await?;
     Ok(finding)

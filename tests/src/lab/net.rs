@@ -28,6 +28,8 @@ static MADE: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug)]
 pub struct Net {
     name: String,
+    nodes: Vec<String>,
+    /// By the wire without faults.
     gateways: Vec<IpAddr>,
 }
 
@@ -55,10 +57,13 @@ impl Net {
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         // At most 10 characters: a pid has at most 7 digits, 5 in base 36.
         let name = format!("{MARK}{}-{}", base36(std::process::id()), base36(number % 36));
-        let mut net = Self { name, gateways: Vec::new() };
+        let mut net = Self { name, nodes: Vec::new(), gateways: Vec::new() };
         let mut arguments = vec!["--host-link", "--json"];
         arguments.extend(options);
         let lab: Value = serde_json::from_str(&net.verb("lab-up", &arguments).await?)?;
+        for node in lab["nodes"].as_array().context("a lab has nodes")? {
+            net.nodes.push(node["name"].as_str().context("a node has a name")?.to_owned());
+        }
         for gateway in lab["gateways"].as_array().context("a lab has gateways")? {
             let address = gateway["host_address"].as_str().context("--host-link gives an address")?;
             net.gateways.push(address.parse()?);
@@ -70,6 +75,18 @@ impl Net {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its nodes, where supervisors run.
+    #[must_use]
+    pub fn nodes(&self) -> &[String] {
+        &self.nodes
+    }
+
+    /// How many gateways there can be.
+    #[must_use]
+    pub fn gateways(&self) -> usize {
+        self.gateways.len()
     }
 
     /// The address of the gateway `number` (from 1) on the wire without faults.

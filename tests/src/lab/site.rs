@@ -20,6 +20,9 @@ use crate::harness::{Cli, Gateway, cleanup::Cleanup};
 /// QUIC and the API, in every gateway's namespace.
 const PORT: u16 = 7443;
 
+/// The address that `service` gives to gateways.
+pub(super) const SERVICE: &str = "203.0.113.100";
+
 /// What is gone must be gone within this; killing takes milliseconds, a loaded machine needs longer.
 const GONE: Duration = Duration::from_secs(20);
 
@@ -28,11 +31,11 @@ const GONE: Duration = Duration::from_secs(20);
 pub struct Site {
     // Dropped in this order: the gateway, then what it left, then the network, then the files.
     gateway: Option<Gateway>,
+    stranger: Option<Gateway>,
     _cleanup: Cleanup,
     /// The network and its faults.
     pub net: Net,
     dir: tempfile::TempDir,
-    name: String,
     program: PathBuf,
     advertise: String,
 }
@@ -51,49 +54,51 @@ pub struct Session {
 }
 
 impl Site {
-    /// A lab (`options` are `lab-up`'s), a gateway in it that supervisors dial at `advertise`, and a sandbox `box`
-    /// on the first node, ready. `program` is the command under test.
+    /// A lab (`options` are `lab-up`'s), a gateway in it that supervisors dial at `advertise` ([`SERVICE`] leads to
+    /// the first), and a sandbox `box` on the first node, ready. `program` is the command under test.
     pub async fn up(program: &Path, options: &[&str], advertise: &str) -> anyhow::Result<Self> {
         let net = Net::up(options).await?;
         let dir = tempfile::Builder::new().prefix("holdfast-lab-").tempdir()?;
-        // Only the gateway's own start needs the program; supervisors and commands must be able to read it, too.
-        let enter = |node: &str| format!("exec nsenter --net={} -- ", net.namespace(node).display());
         let program = std::path::absolute(program)?;
-        let run = |node: &str| format!("#!/bin/sh\n{}{} \"$@\"\n", enter(node), program.display());
-        executable(&dir.path().join("gateway.sh"), &run("gw1"))?;
-        let supervisor = format!(
-            "#!/bin/sh\nexec nsenter --net=/run/netns/{}-\"${{LAB_NODE:-n1}}\" -- {} supervisor \"$@\"\n",
-            net.name(),
+        for number in 1..=net.gateways() {
+            let enter = net.namespace(&format!("gw{number}"));
+            let run = format!(
+                "#!/bin/sh\nexec nsenter --net={} -- {} \"$@\"\n",
+                enter.display(),
+                program.display()
+            );
+            executable(&dir.path().join(format!("gateway{number}.sh")), &run)?;
+        }
+        let run = format!(
+            "#!/bin/sh\nexec nsenter --net={}\"${{LAB_NODE:-n1}}\" -- {} supervisor \"$@\"\n",
+            net.namespace("").display(),
             program.display()
         );
-        executable(&dir.path().join("supervisor.sh"), &supervisor)?;
+        executable(&dir.path().join("supervisor.sh"), &run)?;
+        if advertise == SERVICE {
+            net.verb("service", &["--to", "gw1"]).await?;
+        }
         let mut site = Self {
             gateway: None,
+            stranger: None,
             _cleanup: Cleanup::of(dir.path()),
             net,
             dir,
-            name: "gw1".to_owned(),
             program,
             advertise: format!("{advertise}:{PORT}"),
         };
-        site.start_gateway().await?;
+        site.start_gateway(1).await?;
         site.create("box", "n1").await?;
         Ok(site)
     }
 
-    /// Starts the gateway (again).
-    pub async fn start_gateway(&mut self) -> anyhow::Result<()> {
+    /// Starts the gateway (again), on the host of gateway `number`.
+    pub async fn start_gateway(&mut self, number: usize) -> anyhow::Result<()> {
         anyhow::ensure!(self.gateway.is_none(), "the gateway runs already");
-        let supervisor = self.dir.path().join("supervisor.sh");
-        let extra =
-            ["--advertise", &self.advertise, "--supervisor", supervisor.to_str().context("a path in UTF-8")?]
-                .map(str::to_owned);
-        let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
-        let program = self.dir.path().join("gateway.sh");
-        self.gateway = Some(Gateway::start(&program, &self.data_dir(), listen, &extra).await?);
+        self.gateway = Some(self.start(number, &self.data_dir()).await?);
         // The gateway's own profile names an address of its namespace; this one is beside it for its files' sake.
         let profile = std::fs::read_to_string(self.data_dir().join("client.toml"))?;
-        let outside = SocketAddr::new(self.net.host_address(1)?, PORT);
+        let outside = SocketAddr::new(self.net.host_address(number)?, PORT);
         let lines = profile.lines().map(|line| match line.starts_with("address = ") {
             true => format!("address = \"{outside}\"\n"),
             false => format!("{line}\n"),
@@ -101,6 +106,22 @@ impl Site {
         std::fs::write(self.profile(), lines.collect::<String>())?;
         std::fs::set_permissions(self.profile(), std::fs::Permissions::from_mode(0o600))?;
         Ok(())
+    }
+
+    /// Starts a gateway of another installation on the host of gateway `number`: no sandbox here knows its CA.
+    pub async fn start_stranger(&mut self, number: usize) -> anyhow::Result<()> {
+        self.stranger = Some(self.start(number, &self.dir.path().join("stranger")).await?);
+        Ok(())
+    }
+
+    async fn start(&self, number: usize, data_dir: &Path) -> anyhow::Result<Gateway> {
+        let supervisor = self.dir.path().join("supervisor.sh");
+        let extra =
+            ["--advertise", &self.advertise, "--supervisor", supervisor.to_str().context("a path in UTF-8")?]
+                .map(str::to_owned);
+        let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
+        let program = self.dir.path().join(format!("gateway{number}.sh"));
+        Gateway::start(&program, data_dir, listen, &extra).await
     }
 
     /// `kill -9` of the gateway.
@@ -134,7 +155,7 @@ impl Site {
     }
 
     fn data_dir(&self) -> PathBuf {
-        self.dir.path().join(&self.name)
+        self.dir.path().join("gateway")
     }
 
     fn profile(&self) -> PathBuf {
@@ -183,7 +204,7 @@ impl Site {
 
     /// The last checks: a new command works in every sandbox, no relay is open, and after deleting the sandboxes and
     /// stopping the gateway no process is left in the lab.
-    pub async fn finish(mut self, nodes: &[&str]) -> anyhow::Result<()> {
+    pub async fn finish(mut self) -> anyhow::Result<()> {
         let list = self.command(["list", "-o", "name"]).run().await?.success()?.text();
         let names: Vec<&str> = list.lines().map(|line| line.rsplit('/').next().unwrap_or(line)).collect();
         anyhow::ensure!(!names.is_empty(), "there are sandboxes");
@@ -211,11 +232,17 @@ impl Site {
         for deleted in futures::future::join_all(deletions).await {
             deleted?.success()?;
         }
-        for node in nodes {
+        for node in self.net.nodes() {
             self.empty(node).await?;
         }
         self.gateway.take().context("the gateway runs")?.stop().await?;
-        self.empty("gw1").await
+        if let Some(stranger) = self.stranger.take() {
+            stranger.stop().await?;
+        }
+        for number in 1..=self.net.gateways() {
+            self.empty(&format!("gw{number}")).await?;
+        }
+        Ok(())
     }
 
     /// Waits until no process is left in a node.

@@ -38,3 +38,18 @@ async fn a_new_address_of_the_supervisor_is_followed() -> anyhow::Result<()> {
 async fn a_new_uplink_is_followed() -> anyhow::Result<()> {
     survive(async |program| faults::uplink_moves(program).await).await
 }
+
+#[tokio::test]
+async fn one_lost_packet_in_a_hundred_costs_a_transfer_no_byte() -> anyhow::Result<()> {
+    survive(async |program| faults::loss_in_a_transfer(program, "1%", 16 << 20).await).await
+}
+
+#[tokio::test]
+async fn one_lost_packet_in_twenty_costs_a_transfer_no_byte() -> anyhow::Result<()> {
+    survive(async |program| faults::loss_in_a_transfer(program, "5%", 8 << 20).await).await
+}
+
+#[tokio::test]
+async fn a_path_that_shrinks_in_silence_costs_a_transfer_no_byte() -> anyhow::Result<()> {
+    survive(async |program| faults::mtu_black_hole_in_a_transfer(program).await).await
+}
