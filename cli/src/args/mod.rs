@@ -1,5 +1,6 @@
 //! The command line: what can be said, and the help that teaches it. Parsing only; nothing here acts.
 
+mod checks;
 mod execs;
 mod sandboxes;
 
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub(crate) use self::{
+    checks::{ChaosArgs, DoctorArgs, Fault},
     execs::{AttachArgs, ExecArgs, ExecsArgs, KillArgs, LogsArgs, RunArgs, Running, WhenFull},
     sandboxes::{CreateArgs, DeleteArgs, EventsArgs, ListArgs, Making, NamesArgs, StopArgs, WaitArgs},
 };
@@ -121,6 +123,10 @@ pub(crate) enum Command {
     Events(EventsArgs),
     /// Show the gateway and its sessions
     Status,
+    /// Check the profile, the way to the gateway and the sessions; exit code 0 if nothing fails, else 1
+    Doctor(DoctorArgs),
+    /// Commit a fault on a sandbox's session, and tell when it was ready again; for admins
+    Chaos(ChaosArgs),
     /// Run a gateway
     #[cfg(feature = "embedded")]
     Gateway(crate::embedded::GatewayArgs),
@@ -203,6 +209,18 @@ mod tests {
     fn an_unknown_word_gets_a_suggestion() {
         assert!(error("holdfast atach box x").contains("attach"));
         assert!(error("holdfast exec --timout 5s box -- true").contains("--timeout"));
+    }
+
+    #[test]
+    fn chaos_needs_a_known_fault_and_a_bounded_time() {
+        let Ok(Command::Chaos(chaos)) = parse("holdfast chaos box drop-path --for 3s --yes") else {
+            panic!()
+        };
+        assert_eq!((chaos.fault, chaos.time), (Fault::DropPath, Some(std::time::Duration::from_secs(3))));
+        assert!(chaos.yes);
+        assert!(error("holdfast chaos box meteor").contains("reset-session"));
+        assert!(error("holdfast chaos box stall --for 61s").contains("at most 1m"));
+        assert!(error("holdfast chaos box stall --for 0s").contains("at least"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The commands, one file for each family. Each takes what was said and gives an exit code, or says why not.
 
+mod chaos;
+mod doctor;
 mod events;
 mod exec;
 mod execs;
@@ -67,6 +69,8 @@ pub(crate) async fn dispatch(command: Command, context: &Context) -> Result<u8, 
         Command::Resume(args) => sandboxes::change(&args, sandboxes::Change::Resume, context).await,
         Command::Events(args) => events::events(&args, context).await,
         Command::Status => status(context).await,
+        Command::Doctor(args) => doctor::doctor(&args, context).await,
+        Command::Chaos(args) => chaos::chaos(&args, context).await,
         Command::Completions { shell } => completions(shell, context),
         Command::Version => version(context),
         // main runs these before there is a context: they bring their own runtime.

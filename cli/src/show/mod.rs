@@ -143,13 +143,26 @@ impl Row for Status {
 
 impl Row for Attached {
     fn header(_: bool) -> Vec<&'static str> {
-        vec!["sandbox", "phase", "epoch", "remote", "rtt", "heard", "lost", "moved", "relays", "spool"]
+        vec![
+            "sandbox",
+            "phase",
+            "epoch",
+            "remote",
+            "rtt",
+            "heard",
+            "lost",
+            "moved",
+            "dials",
+            "last dial",
+            "relays",
+            "spool",
+        ]
     }
 
     fn cells(&self, _: bool) -> Vec<String> {
         let mut cells = vec![self.sandbox.clone(), self.phase.clone()];
         let Some(session) = &self.session else {
-            cells.extend(std::iter::repeat_n("-".to_owned(), 8));
+            cells.extend(std::iter::repeat_n("-".to_owned(), 10));
             return cells;
         };
         let ms = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
@@ -160,6 +173,13 @@ impl Row for Attached {
             ms(session.last_heard_ms),
             format!("{}/{}", session.lost_packets, session.sent_packets),
             session.migrations.to_string(),
+            session.dials.to_string(),
+            match session.last_away_ms {
+                Some(away) if away > 0.0 => {
+                    format!("{}, away {:.1} s", dash(&session.last_dial_reason), away / 1000.0)
+                }
+                _ => dash(&session.last_dial_reason),
+            },
             session.open_relays.to_string(),
             bytes(session.spool_bytes),
         ]);
