@@ -1,8 +1,12 @@
 //! The store in one SQLite file.
 //!
-//! Queries go to one of two pools: a single connection writes, so that transactions never meet each other, and a
-//! few read beside it (WAL). A store in memory has one connection for both. Every commit reaches the disk before
-//! it is answered: an epoch that was given, or an outcome that was told, survives a loss of power.
+//! Queries go to one of three pools: one connection writes what must survive a loss of power (sandboxes, epochs,
+//! to whom an exec was sent: each commit reaches the disk before it is answered), one writes what need not, and a few
+//! read beside them (WAL). A store in memory has one connection for all.
+//!
+//! What need not: that an exec was admitted, started, ended. It survives the gateway's death at once, and the
+//! machine's from the next commit of the other kind on; what is lost between is told again by the supervisors'
+//! complete reports. An fsync for each would cost every exec three of them, one after the other with all others'.
 
 use std::{
     fs, io,
@@ -47,6 +51,8 @@ const READERS: u32 = 4;
 #[derive(Clone, Debug)]
 pub struct SqliteStore {
     writer: SqlitePool,
+    /// Without an fsync a commit.
+    quick: SqlitePool,
     readers: SqlitePool,
 }
 
@@ -87,8 +93,10 @@ impl SqliteStore {
         let writer = pool.clone().max_connections(1).connect_with(options.clone()).await.map_err(failed)?;
         check_file(&writer, path).await?;
         migrate(&writer, path).await?;
+        let quick = options.clone().synchronous(SqliteSynchronous::Normal);
+        let quick = pool.clone().max_connections(1).connect_lazy_with(quick);
         let readers = pool.max_connections(READERS).connect_lazy_with(options);
-        Ok(Self { writer, readers })
+        Ok(Self { writer, quick, readers })
     }
 
     /// A store that is gone with the value.
@@ -104,7 +112,7 @@ impl SqliteStore {
         let options = SqliteConnectOptions::new().in_memory(true).foreign_keys(true);
         let writer = pool.connect_with(options).await.map_err(|source| opening(path, source))?;
         migrate(&writer, path).await?;
-        Ok(Self { readers: writer.clone(), writer })
+        Ok(Self { readers: writer.clone(), quick: writer.clone(), writer })
     }
 
     /// Why a sandbox was not written: it is gone, or it has another version.
@@ -258,7 +266,7 @@ impl Store for SqliteStore {
     async fn admit(&self, record: &ExecRecord) -> Result<Admission, StoreError> {
         record.check()?;
         let failed = |error| query("admitting an exec", error);
-        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        let mut transaction = self.quick.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
         let existing = sqlx::query("SELECT * FROM exec WHERE id = ?")
             .bind(&record.exec.0.as_bytes()[..])
             .fetch_optional(&mut *transaction)
@@ -357,7 +365,7 @@ impl Store for SqliteStore {
         .bind(micros(at))
         .bind(i64::from(pid))
         .bind(&exec.0.as_bytes()[..])
-        .execute(&self.writer)
+        .execute(&self.quick)
         .await
         .map_err(|error| query("noting an exec's start", error))?;
         self.changed(exec, &result).await
@@ -376,7 +384,7 @@ impl Store for SqliteStore {
         .bind(int(finished.stderr_bytes))
         .bind(finished.left_processes)
         .bind(&exec.0.as_bytes()[..])
-        .execute(&self.writer)
+        .execute(&self.quick)
         .await
         .map_err(|error| query("noting an exec's end", error))?;
         self.changed(exec, &result).await
@@ -433,6 +441,7 @@ impl Store for SqliteStore {
 
     async fn close(&self) {
         self.readers.close().await;
+        self.quick.close().await;
         self.writer.close().await;
     }
 }
