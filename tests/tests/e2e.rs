@@ -4,10 +4,12 @@
 
 #![allow(missing_debug_implementations)] // a test binary has no callers
 
-#[path = "e2e/basics.rs"]
-mod basics;
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
+#[path = "e2e/basics.rs"]
+mod basics;
+#[path = "e2e/chaos.rs"]
+mod chaos;
 #[path = "e2e/faults.rs"]
 mod faults;
 #[path = "e2e/many.rs"]
