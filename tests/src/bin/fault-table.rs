@@ -92,7 +92,9 @@ fn table(lines: &[Line]) -> anyhow::Result<String> {
          - **told**: from the fault to that error\n\
          - **latest byte**: the longest that any byte of output was under way; in a transfer, the longest pause between\n  \
            two reads; where the gateway's host dies, until the sandbox was ready again\n\
-         - **path**: `kept` the connection with its address, `moved` it to n new ones, or `n redials`\n\n\
+         - **path**: the connection was `kept` with its address, `moved` to new ones, or `redialled`\n\
+         - **bound**: what the check allowed for being told, twice the 11 s of a quiet machine; an outcome is given 30 s\n  \
+           after its command has ended and the network is whole; a transfer, or a sandbox to be ready, has the bound in all\n\n\
          | fault | lasted | calls | true / named | told | latest byte | lost / extra bytes | path | bound | |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
@@ -105,7 +107,7 @@ fn table(lines: &[Line]) -> anyhow::Result<String> {
         let path = match (found.redials, found.migrations) {
             (0, 0) => "kept".to_owned(),
             (0, moved) => format!("moved {moved}"),
-            (redials, _) => format!("{redials} redials"),
+            (redials, _) => format!("redialled {redials}"),
         };
         writeln!(
             text,
