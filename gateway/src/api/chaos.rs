@@ -175,7 +175,65 @@ fn proof(result: control::ProbeResult) -> Proof {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, atomic::AtomicBool};
+
     use super::*;
+    use crate::{api::Facts, events::Events, sessions::fake::FakeWorld};
+
+    fn service(world: &FakeWorld) -> GatewayService {
+        let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let facts = Facts {
+            name: "gw".to_owned(),
+            started_at: jiff::Timestamp::UNIX_EPOCH,
+            driver: "fake".to_owned(),
+            driver_notes: String::new(),
+            listen: nowhere,
+            http_listen: nowhere,
+            data_dir: "/nonexistent".into(),
+            admins: vec!["admin".to_owned()],
+            draining: AtomicBool::new(false),
+        };
+        GatewayService::new(Arc::new(facts), world.sandboxes.clone(), Events::new())
+    }
+
+    fn caller(name: &str) -> Caller {
+        Caller { name: Arc::from(name) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_supervisor_is_named_with_its_version_and_can_still_be_reset() {
+        let world = FakeWorld::new().await;
+        let _link = world.sandbox("box").await.attach().await;
+        let session = world.session("box", 1).await;
+        let (service, admin) = (service(&world), caller("admin"));
+        for kind in [ChaosKind::DropPath, ChaosKind::Rebind, ChaosKind::Stall] {
+            let error = service.do_chaos(&admin, request(kind.into(), None)).await.unwrap_err();
+            assert_eq!(error.reason, Reason::UnsupportedBySupervisor);
+            assert!(error.message.ends_with("is not supported by supervisor 1"), "{}", error.message);
+        }
+        assert!(session.lost().is_none());
+        let done = service.do_chaos(&admin, request(ChaosKind::ResetSession.into(), None)).await.unwrap();
+        assert_eq!(done.epoch, 1);
+        assert_eq!(session.closed().await.code(), Some(CloseCode::RESET_ON_REQUEST));
+        // Whoever waits for Ready from here on waits for the next session.
+        let view = world.sandboxes.resolve("box").unwrap().now();
+        assert!(view.session.is_none() && view.phase != Phase::Ready, "{view:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_admins_order_faults_and_only_where_there_is_a_session() {
+        let world = FakeWorld::new().await;
+        let supervisor = world.sandbox("box").await;
+        let service = service(&world);
+        let reset = || request(ChaosKind::ResetSession.into(), None);
+        let error = service.do_chaos(&caller("admin"), reset()).await.unwrap_err();
+        assert_eq!(error.reason, Reason::NoSession);
+        let _link = supervisor.attach().await;
+        let session = world.session("box", 1).await;
+        let error = service.do_chaos(&caller("ci"), reset()).await.unwrap_err();
+        assert_eq!(error.reason, Reason::Forbidden);
+        assert!(session.lost().is_none());
+    }
 
     fn request(kind: i32, seconds: Option<i64>) -> ChaosRequest {
         let duration = seconds.map(|seconds| prost_types::Duration { seconds, nanos: 0 });

@@ -39,6 +39,9 @@ use crate::{
 /// For TCP and TLS together, and for each call: whoever asks for a doctor does not want to wait.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What gateways speak (RFC 9000).
+const QUIC_1: u32 = 1;
+
 pub(super) async fn doctor(args: &DoctorArgs, context: &Context) -> Result<u8, Failed> {
     let found = context.output.during("looking", examine(args, context)).await;
     let count = |level| found.iter().filter(|finding| finding.level == level).count();
@@ -66,6 +69,7 @@ async fn examine(args: &DoctorArgs, context: &Context) -> Vec<Finding> {
         }
     };
     quic(args.quic.as_deref().unwrap_or_else(|| profile.host_port()), &mut found).await;
+    found.push(verdict::keepalive());
     let Some((client, status)) = answered else { return found };
     match &args.sandbox {
         Some(name) => sandbox(&client, name, &status.version, &mut found).await,
@@ -258,14 +262,11 @@ async fn quic(host_port: &str, found: &mut Vec<Finding>) {
     for address in &addresses {
         match udp::ask(*address, udp::WAIT).await {
             Ok(answer) => {
-                let versions: Vec<_> =
-                    answer.versions.iter().map(|version| format!("{version:#x}")).collect();
-                let text = format!(
-                    "{address} in {:.1} ms, QUIC versions {}",
-                    answer.took.as_secs_f64() * 1000.0,
-                    versions.join(" ")
-                );
-                found.push(if answer.tries > 1 {
+                let text = format!("{address} in {:.1} ms", answer.took.as_secs_f64() * 1000.0);
+                found.push(if !answer.versions.contains(&QUIC_1) {
+                    let advice = "something else speaks QUIC there: name the gateway's port by --quic";
+                    Finding::fail(check, format!("{text}, without QUIC version 1"), advice)
+                } else if answer.tries > 1 {
                     let advice = "packets are lost on the way; look again";
                     Finding::warn(check, format!("{text}, at question {}", answer.tries), advice)
                 } else {

@@ -182,14 +182,19 @@ fn path(name: &str, session: &api::Session, age: Duration) -> Finding {
     Finding::ok(check, found)
 }
 
+/// What keeps NAT mappings, against those that forget soonest.
+pub(super) fn keepalive() -> Finding {
+    let every = timing::KEEP_ALIVE.as_secs();
+    let found = format!(
+        "supervisors send one every {every} s; conntrack forgets new UDP flows after 30 s, gvproxy after 90 s"
+    );
+    Finding::ok("keepalive", found)
+}
+
 fn heard(name: &str, session: &api::Session) -> Finding {
     let check = format!("{name}: heard");
     let ago = session.last_heard.and_then(|heard| Duration::try_from(heard).ok()).unwrap_or_default();
-    let every = timing::KEEP_ALIVE.as_secs();
-    let found = format!(
-        "{:.1} s ago; keepalive every {every} s (conntrack forgets new UDP flows after 30 s, gvproxy after 90 s)",
-        ago.as_secs_f64()
-    );
+    let found = format!("heard {:.1} s ago", ago.as_secs_f64());
     if ago > 2 * timing::KEEP_ALIVE {
         let advice = format!(
             "silent for more than two keepalives: the session ends at {} s; see `holdfast events {name}`",
@@ -204,7 +209,7 @@ fn stability(name: &str, session: &api::Session, age: Duration) -> Finding {
     let check = format!("{name}: stability");
     let away = session.last_away.and_then(|away| Duration::try_from(away).ok()).unwrap_or_default();
     let found = format!(
-        "up {} s, moved {} times, {} dials, the last for {:?} after {:.1} s away",
+        "up {} s, address changes {}, dials {}, the last for {:?} after {:.1} s away",
         age.as_secs(),
         session.migrations,
         session.dials,
