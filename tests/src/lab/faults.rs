@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use super::{
     Site,
-    calls::{Finding, RESUMED, Talk, bulk, distinct_bytes, ride, ride_many, usual},
+    calls::{BOUND, Finding, RESUMED, Talk, bulk, distinct_bytes, ride, ride_many, usual},
     site::SERVICE,
 };
 use crate::harness;
@@ -267,12 +267,28 @@ pub async fn loss_in_a_transfer(program: &Path, loss: &str, bytes: usize) -> any
 
 /// The path's MTU shrinks in the middle of a transfer, and nobody says so.
 pub async fn mtu_black_hole_in_a_transfer(program: &Path) -> anyhow::Result<Finding> {
+    // What IPv4 and UDP leave of 1280.
+    const LEFT: u64 = 1252;
     on_site(program, &[], GATEWAY, async |site| {
+        // A new connection begins with 1200 and finds out with traffic.
+        site.command(["exec", "box", "--", "head", "-c", "1M", "/dev/zero"]).run().await?.success()?;
+        let grown = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(100));
+            while site.session("box").await?.context("a session")?.mtu <= LEFT {
+                tick.tick().await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(BOUND, grown)
+            .await
+            .context("datagrams stay small, so the fault cannot bite")??;
         let finding = bulk(site, distinct_bytes(BULK / 4), BULK_PATIENCE, async |site| {
             site.net.verb("impair", &["--quiet", "--mtu", "1280", "--icmp", "drop"]).await?;
             Ok(())
         })
         .await?;
+        let now = site.session("box").await?.context("a session")?.mtu;
+        ensure!(now <= LEFT, "datagrams still have {now} bytes, which cannot arrive");
         site.net.verb("impair", &["--clear"]).await?;
         Ok(finding)
     })

@@ -51,6 +51,8 @@ pub struct Session {
     pub migrations: u64,
     /// Relays that are open.
     pub relays: u64,
+    /// The largest datagram that the gateway sends on it, in bytes.
+    pub mtu: u64,
 }
 
 impl Site {
@@ -198,6 +200,7 @@ impl Site {
             epoch,
             remote: session["remote_address"].as_str().context("a session has a remote address")?.to_owned(),
             migrations: session["migrations"].as_u64().context("a session counts migrations")?,
+            mtu: session["mtu"].as_u64().context("a session has an MTU")?,
             relays: session["open_relays"].as_u64().context("a session counts relays")?,
         }))
     }
