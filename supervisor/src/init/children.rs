@@ -1,7 +1,7 @@
 //! Whose child is it? Processes that the supervisor started itself, told apart from orphans that the kernel
 //! handed to it as the first process of its PID namespace.
 //!
-//! tokio waits for each process that was started through it. Were the reaper (see [`super::reap`]) to collect
+//! tokio waits for each process that was started through it. Were the reaper (see [`mod@super::reap`]) to collect
 //! one of those, its exit status would be lost, and with it an exec's outcome. So whoever starts a process does
 //! it through [`Children::spawn`] and keeps the [`OwnChild`] mark until the process has been waited for.
 //!
