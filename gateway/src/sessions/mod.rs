@@ -138,6 +138,8 @@ struct Inner {
 /// What was last seen of the path.
 struct Heard {
     datagrams: u64,
+    /// Heartbeats of ours that were answered.
+    echoes: u64,
     at: Instant,
     remote: SocketAddr,
     migrations: u64,
@@ -167,7 +169,7 @@ impl Session {
                 reported: watch::channel(false).0,
                 lost: OnceLock::new(),
                 token,
-                heard: Mutex::new(Heard { datagrams, at: Instant::now(), remote, migrations: 0 }),
+                heard: Mutex::new(Heard { datagrams, echoes: 0, at: Instant::now(), remote, migrations: 0 }),
                 spool: Mutex::new((0, 0)),
                 probes: AtomicU64::new(0),
                 proven: watch::channel(control::Health::default()).0,
@@ -436,6 +438,16 @@ impl Session {
             heard.remote = remote;
         }
         datagrams
+    }
+
+    /// One of our heartbeats was answered.
+    fn note_echo(&self) {
+        self.heard().echoes += 1;
+    }
+
+    /// How many were, so far.
+    fn echoes(&self) -> u64 {
+        self.heard().echoes
     }
 
     fn heard(&self) -> std::sync::MutexGuard<'_, Heard> {

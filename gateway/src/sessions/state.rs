@@ -1,11 +1,16 @@
-//! Is the supervisor still there? A pure machine: datagram counts and instants in, heartbeats and a verdict out.
+//! Is the supervisor still there? A pure machine: counts of datagrams and echoes, and instants in; heartbeats and a
+//! verdict out.
 //!
 //! ```text
-//!           first relay opened                       nothing for the bound
+//!           first relay opened                  nothing, or no echo, for the bound
 //!   idle ────────────────────────▶ watched ──────────────────────────────────▶ silent (for good)
 //!     ▲                               │ ▲
 //!     └── last relay closed ──────────┘ └── anything heard: the bound starts anew; a beat each interval
 //! ```
+//!
+//! To hear the supervisor is not enough: on a path that swallows what goes down alone, its packets come for as long
+//! as its own idle timeout, while callers' input reaches nobody. So a heartbeat that is not echoed within the bound
+//! ends the session as well; the echo proves both ways.
 //!
 //! Idle, nothing is expected but QUIC's keepalives, and QUIC's own idle timeout watches over them: no timer runs
 //! here. The bound starts with the first relay even where nothing was heard for longer, because nobody waited
@@ -23,13 +28,20 @@ pub(super) struct State {
     phase: Phase,
     frozen: bool,
     datagrams: u64,
+    echoes: u64,
     seq: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Idle,
-    Watched { heard: Instant, beat: Instant },
+    Watched {
+        heard: Instant,
+        /// When the next heartbeat is due.
+        beat: Instant,
+        /// The first heartbeat after the last echo.
+        unanswered: Option<Instant>,
+    },
     Silent,
 }
 
@@ -40,12 +52,14 @@ pub(super) enum Action {
     Beat(u64),
     /// Give the session up: nothing was heard for so long.
     GiveUp(Duration),
+    /// Give the session up: something was heard, and nothing reached the supervisor for so long.
+    Unanswered(Duration),
 }
 
 impl State {
     /// Beats each `every` and gives up after `bound`; `datagrams` came so far.
     pub(super) fn new(every: Duration, bound: Duration, datagrams: u64) -> Self {
-        Self { every, bound, phase: Phase::Idle, frozen: false, datagrams, seq: 0 }
+        Self { every, bound, phase: Phase::Idle, frozen: false, datagrams, echoes: 0, seq: 0 }
     }
 
     /// So many relays are open now.
@@ -54,7 +68,7 @@ impl State {
             (Phase::Silent, _) => Phase::Silent,
             (_, 0) => Phase::Idle,
             // The first beat goes at once: its answer proves the path for the relay that was opened.
-            (Phase::Idle, _) => Phase::Watched { heard: now, beat: now },
+            (Phase::Idle, _) => Phase::Watched { heard: now, beat: now, unanswered: None },
             (watched, _) => watched,
         };
     }
@@ -70,27 +84,47 @@ impl State {
         }
     }
 
-    /// The workload is frozen, or thaws.
-    pub(super) fn on_frozen(&mut self, frozen: bool, now: Instant) {
-        self.frozen = frozen;
-        if let Phase::Watched { heard, .. } = &mut self.phase {
-            *heard = now;
+    /// So many echoes came in all.
+    pub(super) fn on_echoes(&mut self, echoes: u64) {
+        if echoes == self.echoes {
+            return;
+        }
+        self.echoes = echoes;
+        if let Phase::Watched { unanswered, .. } = &mut self.phase {
+            *unanswered = None;
         }
     }
 
-    /// What is due. Tell [`on_datagrams`](Self::on_datagrams) first.
+    /// The workload is frozen, or thaws.
+    pub(super) fn on_frozen(&mut self, frozen: bool, now: Instant) {
+        self.frozen = frozen;
+        if let Phase::Watched { heard, unanswered, .. } = &mut self.phase {
+            (*heard, *unanswered) = (now, None);
+        }
+    }
+
+    /// What is due. Tell [`on_datagrams`](Self::on_datagrams) and [`on_echoes`](Self::on_echoes) first.
     pub(super) fn on_tick(&mut self, now: Instant) -> Option<Action> {
-        let Phase::Watched { heard, beat } = &mut self.phase else { return None };
+        let Phase::Watched { heard, beat, unanswered } = &mut self.phase else { return None };
         let silence = now.saturating_duration_since(*heard);
         if silence >= self.bound && !self.frozen {
             self.phase = Phase::Silent;
             return Some(Action::GiveUp(silence));
+        }
+        let unheard = unanswered.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        if unheard >= self.bound && !self.frozen {
+            self.phase = Phase::Silent;
+            return Some(Action::Unanswered(unheard));
         }
         if now < *beat {
             return None;
         }
         // From now, not from the last beat: a task that was held up must not send what it missed in one burst.
         *beat = now + self.every;
+        // A frozen supervisor answers nothing.
+        if !self.frozen {
+            unanswered.get_or_insert(now);
+        }
         self.seq += 1;
         Some(Action::Beat(self.seq))
     }
@@ -99,7 +133,9 @@ impl State {
     pub(super) fn wake_at(&self) -> Option<Instant> {
         match self.phase {
             Phase::Watched { beat, .. } if self.frozen => Some(beat),
-            Phase::Watched { heard, beat } => Some(beat.min(heard + self.bound)),
+            Phase::Watched { heard, beat, unanswered } => {
+                Some(beat.min(unanswered.unwrap_or(heard).min(heard) + self.bound))
+            }
             Phase::Idle | Phase::Silent => None,
         }
     }
@@ -162,11 +198,32 @@ mod tests {
         assert_eq!((actions.last(), end), (Some(&Action::GiveUp(BOUND)), now + BOUND));
     }
 
+    #[test]
+    fn a_path_that_carries_nothing_down_is_given_up_though_the_supervisor_is_heard() {
+        let (mut state, start) = (State::new(EVERY, BOUND, 0), Instant::now());
+        state.on_relays(1, start);
+        let mut heard = 0;
+        let (end, now) = loop {
+            let now = state.wake_at().unwrap();
+            heard += 1;
+            state.on_datagrams(heard, now);
+            // The first three heartbeats are answered.
+            state.on_echoes(heard.min(4));
+            match state.on_tick(now) {
+                Some(Action::Beat(_)) => {}
+                other => break (other, now),
+            }
+        };
+        // The fourth, which was sent after three seconds, is the first that was not.
+        assert_eq!((end, now), (Some(Action::Unanswered(BOUND)), start + EVERY * 3 + BOUND));
+    }
+
     #[derive(Clone, Debug)]
     enum Event {
         Pass(u64),
         Relays(u32),
         Datagram,
+        Echo,
     }
 
     fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -174,19 +231,21 @@ mod tests {
             (0u64..4000).prop_map(Event::Pass),
             (0u32..3).prop_map(Event::Relays),
             Just(Event::Datagram),
+            Just(Event::Echo),
         ];
         prop::collection::vec(event, 1..200)
     }
 
     proptest! {
-        /// Whatever happens: no verdict before the bound has passed since the last news or the first relay, none
-        /// later than that while somebody waits, at most one, and beats are never closer than their interval
-        /// while the relays stay open.
+        /// Whatever happens: no verdict before the bound has passed since the last news or the first relay, or since
+        /// the first heartbeat that was not answered; none later than that while somebody waits, at most one, and
+        /// beats are never closer than their interval while the relays stay open.
         #[test]
         fn the_verdict_is_just_and_in_time(events in events()) {
             let start = Instant::now();
             let (mut state, mut now, mut datagrams, mut open) = (State::new(EVERY, BOUND, 0), start, 0, 0);
             let (mut waited_since, mut last_beat, mut over) = (start, None::<Instant>, false);
+            let (mut echoes, mut unanswered) = (0, None::<Instant>);
             for event in events {
                 match event {
                     Event::Relays(n) => {
@@ -194,7 +253,7 @@ mod tests {
                             waited_since = now;
                         }
                         if n == 0 {
-                            last_beat = None;
+                            (last_beat, unanswered) = (None, None);
                         }
                         open = n;
                         state.on_relays(n, now);
@@ -203,6 +262,13 @@ mod tests {
                         datagrams += 1;
                         state.on_datagrams(datagrams, now);
                         waited_since = now;
+                    }
+                    Event::Echo => {
+                        echoes += 1;
+                        datagrams += 1;
+                        state.on_datagrams(datagrams, now);
+                        state.on_echoes(echoes);
+                        (waited_since, unanswered) = (now, None);
                     }
                     Event::Pass(ms) => {
                         let until = now + Duration::from_millis(ms);
@@ -213,6 +279,12 @@ mod tests {
                                     prop_assert!(open > 0 && !over);
                                     prop_assert!(last_beat.is_none_or(|beat| now - beat >= EVERY));
                                     last_beat = Some(now);
+                                    unanswered.get_or_insert(now);
+                                }
+                                Some(Action::Unanswered(unheard)) => {
+                                    prop_assert!(open > 0 && !over);
+                                    prop_assert_eq!((unheard, Some(now)), (BOUND, unanswered.map(|at| at + BOUND)));
+                                    over = true;
                                 }
                                 Some(Action::GiveUp(silence)) => {
                                     prop_assert!(open > 0 && !over);
@@ -225,6 +297,7 @@ mod tests {
                         }
                         now = until;
                         prop_assert!(over || open == 0 || now < waited_since + BOUND);
+                        prop_assert!(over || unanswered.is_none_or(|at| now < at + BOUND));
                     }
                 }
             }

@@ -172,7 +172,7 @@ impl Sessions {
                     // A full queue means that the peer does not read; it learns nothing from an echo then.
                     session.send(down::Body::Heartbeat(Heartbeat { seq, echo: true }));
                 }
-                Some(up::Body::Heartbeat(_)) => {}
+                Some(up::Body::Heartbeat(_)) => session.note_echo(),
                 Some(up::Body::Health(health)) => {
                     session.note_spool(health.spool_bytes, health.spool_limit_bytes);
                     // The sandbox first: whoever asked for the proof then finds it counted.
@@ -257,13 +257,18 @@ async fn watch_over(session: &Session, every: Duration, mut frozen: watch::Recei
         }
         let now = Instant::now();
         state.on_datagrams(session.observe(), now);
+        state.on_echoes(session.echoes());
         match state.on_tick(now) {
             Some(Action::Beat(seq)) => {
-                // A full queue is silence of its own kind: the datagrams tell.
+                // A full queue is silence of its own kind: no echo will come.
                 session.send(down::Body::Heartbeat(Heartbeat { seq, echo: false }));
             }
             Some(Action::GiveUp(silence)) => {
                 let reason = format!("nothing was heard for {} s", silence.as_secs());
+                return Lost::here(CloseCode::UNRESPONSIVE, reason);
+            }
+            Some(Action::Unanswered(unheard)) => {
+                let reason = format!("nothing reached the supervisor for {} s", unheard.as_secs());
                 return Lost::here(CloseCode::UNRESPONSIVE, reason);
             }
             None => {}
