@@ -33,7 +33,7 @@ fn random_faults_of_everything() {
 
 async fn chaos(seed: u64, gateways: bool, supervisors: bool) -> anyhow::Result<()> {
     let mut world =
-        World::begin(Plot { sandboxes: SANDBOXES, nat: seed % 4 != 0, ..Plot::new(seed) }).await?;
+        World::begin(Plot { sandboxes: SANDBOXES, nat: !seed.is_multiple_of(4), ..Plot::new(seed) }).await?;
     for _ in 0..FAULTS {
         for _ in 0..world.random.random_range(0..3) {
             let sandbox = world.random.random_range(0..SANDBOXES);

@@ -3,13 +3,13 @@
 use std::{panic::AssertUnwindSafe, time::Duration};
 
 /// A second of simulated time.
-pub const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
 /// Runs `scenario` for each seed: `count` of them from 1 on, or what the environment says.
 ///
 /// # Panics
 /// With the seed, what went wrong, and how to run it again.
-pub fn simulate(name: &str, count: u64, scenario: impl AsyncFn(u64) -> anyhow::Result<()>) {
+pub(crate) fn simulate(name: &str, count: u64, scenario: impl AsyncFn(u64) -> anyhow::Result<()>) {
     listen();
     for seed in seeds(count) {
         let runtime = tokio::runtime::Builder::new_current_thread()

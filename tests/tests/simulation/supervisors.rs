@@ -1,6 +1,7 @@
 //! Supervisors that die, return, and meet another of their kind.
 
-use holdfast_tests::sim::{Plot, Script, Way, World};
+use holdfast_supervisor::execs::spawn::fake::pattern_bytes;
+use holdfast_tests::sim::{Impairments, Plot, Script, Way, World};
 use holdfast_wire::api::{LostReason, outcome::Kind};
 
 use crate::run::{SECOND, simulate};
@@ -50,13 +51,17 @@ fn what_ended_before_its_supervisor_died_keeps_its_result() {
 #[test]
 fn a_second_connection_of_the_same_supervisor_takes_over() {
     simulate("a_second_connection_of_the_same_supervisor_takes_over", 3, async |seed| {
-        let mut world = World::begin(Plot::new(seed)).await?;
+        let path = Impairments { rate: Some(1_000_000), ..Impairments::good() };
+        let mut world = World::begin(Plot { path, ..Plot::new(seed) }).await?;
         let epoch = world.epoch(0)?;
         world.start(0, Script::new().sleep(30 * SECOND).exit(1));
         world.start(0, Script::new().talk(80, 700, SECOND / 4).exit(2));
+        // Both directions are full, so both senders wait for their probe timers when the path works again.
+        world.start(0, Script::new().emit(6_000_000).exit(3));
+        world.start(0, Script::new().cat(pattern_bytes(1, 6_000_000)).exit(4));
         world.pass(3 * SECOND).await;
-        world.blackhole(0, Way::Down);
-        world.pass(SECOND * 4).await;
+        world.blackhole(0, Way::Both);
+        world.pass(SECOND * 7).await;
         world.heal(0);
         world.pass(10 * SECOND).await;
         anyhow::ensure!(world.epoch(0)? > epoch, "no second connection was made\n{}", world.story());
