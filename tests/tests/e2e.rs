@@ -3,6 +3,7 @@
 //! Each test has a gateway, a data directory and sandboxes of its own, so all run side by side.
 
 #![allow(missing_debug_implementations)] // a test binary has no callers
+#![allow(clippy::print_stderr)] // what is skipped is said
 
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
