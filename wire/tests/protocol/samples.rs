@@ -177,6 +177,7 @@ pub(crate) fn downs() -> Vec<(&'static str, control::Down)> {
         ("probe_now", Body::ProbeNow(control::ProbeNow { nonce: 7 })),
         ("suspending", Body::Suspending(control::Suspending { grace_ms: 250 })),
         ("resumed", Body::Resumed(control::Resumed { away_ms: 60_000 })),
+        ("chaos", Body::Chaos(control::Chaos { kind: control::ChaosKind::DropPath.into(), for_ms: 2000 })),
     ];
     bodies.into_iter().map(|(name, body)| (name, control::Down { body: Some(body) })).collect()
 }
