@@ -119,11 +119,13 @@ impl Identity {
             return Err(IdentityError::Refused(refusal.chars().take(256).collect()));
         }
         let renewed = bundle.renewed(chain_pem, key)?;
+        // In use first: whoever sees the file may count on the next dial to show it. Should writing it fail, the old
+        // one on disk is still good, and the next renewal writes again.
+        self.shared.live.replace(&renewed)?;
         let (files, written) = (self.shared.files.clone(), renewed.clone());
         tokio::task::spawn_blocking(move || files.write(&written))
             .await
             .map_err(|error| IdentityError::Task(error.to_string()))??;
-        self.shared.live.replace(&renewed)?;
         let ends = renewed.facts().not_after;
         let mut changing = self.lock();
         changing.plan = Renewal::plan(renewed.facts(), rand::random());

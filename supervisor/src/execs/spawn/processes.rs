@@ -103,6 +103,23 @@ impl Family {
         others
     }
 
+    /// SIGKILL to all, and to whom they started while they were looked for, until a look finds nobody new: who has
+    /// been signalled starts nobody any more. Says how many there were.
+    pub(super) fn kill_all_there_are(&self) -> usize {
+        let mut killed = std::collections::HashSet::new();
+        loop {
+            let mut new = self.members(true);
+            new.retain(|held| killed.insert(held.pid));
+            if new.is_empty() {
+                return killed.len();
+            }
+            if let Some(cgroup) = &self.cgroup {
+                cgroup.kill();
+            }
+            new.iter().for_each(|held| held.signal(Signal::KILL));
+        }
+    }
+
     /// False once the leader's pid is another process's: its session is then not ours. While a member of ours
     /// lives, the kernel gives the number to nobody.
     fn session_is_ours(&self) -> bool {

@@ -124,10 +124,7 @@ impl Spawner for RealSpawner {
         }
         let cgroup = mark.cgroup.as_deref().and_then(|dir| Cgroup::reopen(dir, exec));
         let family = Family { exec, pid: mark.pid, start_ticks: mark.start_ticks, cgroup }.of_the_past();
-        let killed = family.members(true).len();
-        if killed > 0 {
-            family.kill_once();
-        }
+        let killed = family.kill_all_there_are();
         if let Some(cgroup) = &family.cgroup {
             cgroup.remove();
         }
