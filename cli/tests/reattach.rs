@@ -8,7 +8,7 @@ use bytes::Bytes;
 use fake::{FakeGateway, Script};
 use holdfast_cli::client::{Client, Error, Event, ExecSession, Patience, Target, tuned};
 use holdfast_wire::{
-    api::{ExecSpec, OutputStream, outcome},
+    api::{ExecSpec, OnPause, OutputStream, outcome},
     ids::ExecId,
     reason::Reason,
 };
@@ -23,6 +23,7 @@ fn target(stdin: bool) -> Target {
         stdin,
         stdout_offset: 0,
         stderr_offset: 0,
+        on_pause: OnPause::Notice,
     }
 }
 

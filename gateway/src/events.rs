@@ -59,6 +59,12 @@ pub mod reason {
     pub const PAUSE_REQUESTED: &str = "PauseRequested";
     /// Somebody asked for it to be resumed.
     pub const RESUME_REQUESTED: &str = "ResumeRequested";
+    /// Somebody changed how long it lives, or may be idle.
+    pub const UPDATED: &str = "Updated";
+    /// Nothing happened in it for as long as was agreed: it is stopped.
+    pub const IDLE_STOPPED: &str = "IdleStopped";
+    /// Its time to live is over: it is deleted.
+    pub const EXPIRED: &str = "Expired";
     /// Somebody asked for it to be deleted.
     pub const DELETE_REQUESTED: &str = "DeleteRequested";
     /// Nothing of it is left.

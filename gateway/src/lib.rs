@@ -22,6 +22,7 @@ mod run;
 pub mod sandboxes;
 pub mod sessions;
 pub mod store;
+pub mod wall;
 
 pub use config::{Config, GatewayArgs};
 pub use gateway::{Gateway, StartError};

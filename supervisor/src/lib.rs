@@ -9,7 +9,7 @@
 //! - [`link`]: dials the gateway, keeps the connection, redials; [`clocks`] tells it of suspensions
 //! - `control`: one session at work; `relays`: its streams
 //! - [`execs`]: commands and what is kept of them
-//! - `probe`: does the sandbox work? `lock`: is this the only supervisor here?
+//! - `workspace`: is it the one of the start? `probe`: does the sandbox work? `lock`: is this the only supervisor here?
 //! - [`identity`]: certificate and key, and their renewal
 //! - [`init`]: being the first process of a PID namespace
 //!
@@ -29,5 +29,6 @@ mod relays;
 mod status;
 mod supervise;
 pub mod work;
+mod workspace;
 
 pub use command::{SupervisorArgs, SupervisorCommand, probe_child, run};

@@ -24,6 +24,7 @@ use crate::{
     probe::Prober,
     status,
     work::Rooms,
+    workspace::{InWorkspace, Workspace},
 };
 
 /// Two do: the supervisor moves bytes and waits. Each more costs memory in every sandbox.
@@ -105,6 +106,9 @@ async fn supervise(
             }
         });
     }
+    let workspace = Workspace::at(config.workspace.clone());
+    let spawner =
+        InWorkspace { spawner: Arc::new(RealSpawner::among(children)), workspace: workspace.clone() };
     let execs = Execs::open(
         ExecsConfig {
             state_dir: config.state_dir.clone(),
@@ -113,14 +117,14 @@ async fn supervise(
             base_env: base_env(std::env::vars_os()),
             default_user: None,
             max_execs: limits::MAX_EXECS,
-            spawner: Arc::new(RealSpawner::among(children)),
+            spawner: Arc::new(spawner),
             sandbox_id: config.sandbox_id,
             probe,
         },
         token.child_token(),
     )
     .await?;
-    let rooms = Arc::new(Rooms { execs: execs.clone(), prober: Prober::new(config.workspace.clone()) });
+    let rooms = Arc::new(Rooms { execs: execs.clone(), prober: Prober::new(workspace) });
     let target = Target {
         sandbox: config.sandbox_id,
         generation: config.workload_generation,

@@ -21,7 +21,7 @@ use holdfast_cli::{
 };
 use holdfast_tests::harness::Cluster;
 use holdfast_wire::{
-    api::{Argv, ExecSpec, StatusRequest, exec_spec::Command, outcome::Kind},
+    api::{Argv, ExecSpec, OnPause, StatusRequest, exec_spec::Command, outcome::Kind},
     ids::ExecId,
 };
 use tokio::io::AsyncReadExt;
@@ -100,6 +100,7 @@ async fn exec(client: &Client, args: &[&str]) -> anyhow::Result<u64> {
         stdin: false,
         stdout_offset: 0,
         stderr_offset: 0,
+        on_pause: OnPause::Notice,
     };
     let mut session = client.attach(target, Patience { reattach_for: None });
     let mut bytes = 0;

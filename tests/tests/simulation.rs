@@ -13,6 +13,8 @@ mod blackholes;
 mod chaos;
 #[path = "simulation/gateways.rs"]
 mod gateways;
+#[path = "simulation/lifetimes.rs"]
+mod lifetimes;
 #[path = "simulation/paths.rs"]
 mod paths;
 #[path = "simulation/quiet.rs"]

@@ -106,6 +106,14 @@ pub mod key {
     pub const VERB: &str = "verb";
     /// Which field.
     pub const FIELD: &str = "field";
+    /// The last thing that went wrong with the sandbox: its reason.
+    pub const LAST_ERROR: &str = "last_error";
+    /// Likewise its message.
+    pub const LAST_ERROR_MESSAGE: &str = "last_error_message";
+    /// Likewise where it was seen: driver, session, probe.
+    pub const LAST_ERROR_SOURCE: &str = "last_error_source";
+    /// Likewise when, RFC 3339.
+    pub const LAST_ERROR_AT: &str = "last_error_at";
 }
 
 #[cfg(test)]

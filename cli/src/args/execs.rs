@@ -66,12 +66,21 @@ pub(crate) struct Following {
     /// After a lost connection, try so long to attach again [default: until the outcome is known]
     #[arg(long, env = "HOLDFAST_REATTACH_FOR", value_name = "DURATION", value_parser = values::duration)]
     pub(crate) reattach_for: Option<Duration>,
+    /// When the sandbox is paused: `wait` for its resume, or `fail` at once; the command stands still either way
+    #[arg(long, value_name = "ACTION", default_value = "wait")]
+    pub(crate) on_pause: OnPause,
     /// With -t, the keys that leave the command running; `none` for none [default: ctrl-p,ctrl-q]
     #[arg(long, env = "HOLDFAST_DETACH_KEYS", value_name = "KEYS", value_parser = DetachKeys::parse)]
     pub(crate) detach_keys: Option<DetachKeys>,
     /// Write how it ended, as JSON, to a file: unambiguous, whatever the exit code
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) result_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum OnPause {
+    Wait,
+    Fail,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -10,8 +10,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub(crate) use self::{
     checks::{ChaosArgs, DoctorArgs, Fault},
-    execs::{AttachArgs, ExecArgs, ExecsArgs, KillArgs, LogsArgs, RunArgs, Running, WhenFull},
-    sandboxes::{CreateArgs, DeleteArgs, EventsArgs, ListArgs, Making, NamesArgs, StopArgs, WaitArgs},
+    execs::{
+        AttachArgs, ExecArgs, ExecsArgs, Following, KillArgs, LogsArgs, OnPause, RunArgs, Running, WhenFull,
+    },
+    sandboxes::{
+        CreateArgs, DeleteArgs, EventsArgs, ListArgs, Making, NamesArgs, StopArgs, UpdateArgs, WaitArgs,
+    },
 };
 
 const EXAMPLES: &str = "\
@@ -119,6 +123,8 @@ pub(crate) enum Command {
     Pause(NamesArgs),
     /// Thaw paused sandboxes
     Resume(NamesArgs),
+    /// Change how long sandboxes live, and how long they may be idle
+    Update(UpdateArgs),
     /// Show what happened to sandboxes
     Events(EventsArgs),
     /// Show the gateway and its sessions
@@ -203,6 +209,26 @@ mod tests {
         assert_eq!(wait.until, "phase=Stopped");
         assert!(error("holdfast wait box --for phase=Bored").contains("Provisioning"));
         assert!(error("holdfast wait box --for happy").contains("condition=NAME"));
+    }
+
+    #[test]
+    fn a_condition_can_be_waited_for_with_its_value() {
+        let Ok(Command::Wait(wait)) = parse("holdfast wait box --for condition=exechealthy=false") else {
+            panic!()
+        };
+        assert_eq!(wait.until, "condition=ExecHealthy=False");
+        assert!(error("holdfast wait box --for condition=ExecHealthy=maybe").contains("Unknown"));
+    }
+
+    #[test]
+    fn a_lifetime_is_agreed_at_creation_or_changed_by_name() {
+        let Ok(Command::Create(create)) = parse("holdfast create box --ttl 2h --idle-stop 15m") else {
+            panic!()
+        };
+        let minutes = |n: u64| Some(std::time::Duration::from_secs(n * 60));
+        assert_eq!((create.making.ttl, create.idle_stop), (minutes(120), minutes(15)));
+        assert!(parse("holdfast update box --ttl 0").is_ok());
+        assert!(error("holdfast update box").contains("--ttl"), "nothing to change");
     }
 
     #[test]

@@ -24,13 +24,17 @@ pub(crate) struct Making {
     /// Processes and threads [default: no limit]
     #[arg(long, value_name = "COUNT")]
     pub(crate) pids: Option<u64>,
+    /// Delete it so long after its creation, whatever it does; using it changes nothing [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) ttl: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   holdfast create box --wait
-  box=$(holdfast create --label job=42 --memory 4Gi)")]
+  box=$(holdfast create --label job=42 --memory 4Gi)
+  holdfast create job --ttl 2h --idle-stop 15m      gone in two hours; stopped when nobody uses it")]
 pub(crate) struct CreateArgs {
     /// The sandbox's name [default: one is made up]
     pub(crate) name: Option<String>,
@@ -45,6 +49,9 @@ pub(crate) struct CreateArgs {
     /// Who runs commands that name nobody
     #[arg(short, long)]
     pub(crate) user: Option<String>,
+    /// Stop it after so long without activity: no command runs, nobody is attached. Files stay [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) idle_stop: Option<Duration>,
     /// Return when it is ready
     #[arg(long)]
     pub(crate) wait: bool,
@@ -73,11 +80,12 @@ Examples:
   holdfast wait box
   holdfast wait box --for phase=Stopped --timeout 1m
   holdfast wait box --for condition=ExecHealthy
+  holdfast wait box --for condition=FilesystemHealthy=False
   holdfast wait box --exec 0199b2c0       and end with the exec's own exit code")]
 pub(crate) struct WaitArgs {
     /// The sandbox's name or id
     pub(crate) sandbox: String,
-    /// What to wait for: ready, deleted, phase=NAME, condition=NAME
+    /// What to wait for: ready, deleted, phase=NAME, condition=NAME, condition=NAME=VALUE
     #[arg(long = "for", value_name = "STATE", default_value = "ready", value_parser = until)]
     pub(crate) until: String,
     /// Wait for this exec's end instead
@@ -113,6 +121,23 @@ pub(crate) struct StopArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  holdfast update job --ttl 1h             it is deleted in an hour from now
+  holdfast update job --ttl 0              it lives on
+  holdfast update job --idle-stop 30m")]
+pub(crate) struct UpdateArgs {
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+    /// Delete them so long from now; 0: never
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, required_unless_present = "idle_stop")]
+    pub(crate) ttl: Option<Duration>,
+    /// Stop them after so long without activity; 0: never
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) idle_stop: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct EventsArgs {
     /// The sandbox's name or id [default: all]
     pub(crate) sandbox: Option<String>,
@@ -140,7 +165,10 @@ const PHASES: &[&str] = &[
 ];
 const CONDITIONS: &[&str] = &["WorkloadRunning", "SupervisorConnected", "ExecHealthy", "FilesystemHealthy"];
 
-/// `ready`, `deleted`, `phase=X`, `condition=Y`, in any case.
+/// What a condition can be.
+const VALUES: &[&str] = &["True", "False", "Unknown"];
+
+/// `ready`, `deleted`, `phase=X`, `condition=Y`, `condition=Y=True`, in any case.
 fn until(text: &str) -> Result<String, String> {
     let known = |what: &str, name: &str, names: &[&str]| {
         names
@@ -151,9 +179,18 @@ fn until(text: &str) -> Result<String, String> {
     };
     match text.split_once('=') {
         Some(("phase", name)) => known("phase", name, PHASES),
-        Some(("condition", name)) => known("condition", name, CONDITIONS),
+        Some(("condition", name)) => match name.split_once('=') {
+            None => known("condition", name, CONDITIONS),
+            Some((name, value)) => {
+                let condition = known("condition", name, CONDITIONS)?;
+                let value = VALUES.iter().find(|known| known.eq_ignore_ascii_case(value));
+                value
+                    .map(|value| format!("{condition}={value}"))
+                    .ok_or_else(|| format!("a condition is {}", VALUES.join(", ")))
+            }
+        },
         None if text.eq_ignore_ascii_case("ready") => Ok("ready".to_owned()),
         None if text.eq_ignore_ascii_case("deleted") => Ok("deleted".to_owned()),
-        _ => Err("wait for ready, deleted, phase=NAME or condition=NAME".to_owned()),
+        _ => Err("wait for ready, deleted, phase=NAME, condition=NAME or condition=NAME=VALUE".to_owned()),
     }
 }

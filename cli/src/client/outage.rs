@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use holdfast_wire::{
+    api::OnPause,
     reason::{Reason, key},
     timing,
 };
@@ -101,7 +102,8 @@ impl Outages {
                     // A paused sandbox is resumed some day; a stopped one has ended its execs.
                     Some(Reason::WrongPhase) => {
                         let phase = refusal.metadata.get(key::PHASE).map(String::as_str);
-                        lives && matches!(phase, Some("Paused" | "Pausing" | "Resuming"))
+                        let paused = matches!(phase, Some("Paused" | "Pausing" | "Resuming"));
+                        lives && paused && resume.target().on_pause != OnPause::Error
                     }
                     Some(_) => false,
                     None => refusal.code == tonic::Code::Unavailable,
@@ -178,7 +180,7 @@ mod tests {
     };
 
     fn resume(known: bool) -> Resume {
-        let mut resume = Resume::new(Target {
+        let resume = Resume::new(Target {
             sandbox: "box".into(),
             exec_id: ExecId::random(),
             start: Some(ExecSpec::default()),
@@ -186,11 +188,15 @@ mod tests {
             stdin: false,
             stdout_offset: 0,
             stderr_offset: 0,
+            on_pause: OnPause::Notice,
         });
-        if known {
-            let started = ExecStarted { exec: Some(ExecInfo::default()), stdin_offset: 0 };
-            resume.on_event(AttachEvent { kind: Some(attach_event::Kind::Started(started)) }).unwrap();
-        }
+        if known { self::known(resume.target().clone()) } else { resume }
+    }
+
+    fn known(target: Target) -> Resume {
+        let mut resume = Resume::new(target);
+        let started = ExecStarted { exec: Some(ExecInfo::default()), stdin_offset: 0 };
+        resume.on_event(AttachEvent { kind: Some(attach_event::Kind::Started(started)) }).unwrap();
         resume
     }
 
@@ -250,6 +256,21 @@ mod tests {
         assert_eq!(outages.on_failure(&Failure::Broken("reset".into()), &resume, later), Verdict::Retry);
         let over = later + Duration::from_secs(10);
         assert_eq!(outages.on_failure(&connect(), &resume, over), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn a_pause_is_waited_for_unless_the_caller_wants_an_error() {
+        let now = Instant::now();
+        let paused = || {
+            let Failure::Refused(mut refusal) = refused(Reason::WrongPhase) else { panic!() };
+            refusal.metadata.insert(key::PHASE.into(), "Paused".into());
+            Failure::Refused(refusal)
+        };
+        let mut resume = resume(true);
+        assert_eq!(outages(None, now).on_failure(&paused(), &resume, now), Verdict::Retry);
+        let error = Target { on_pause: OnPause::Error, ..resume.target().clone() };
+        resume = known(error);
+        assert_eq!(outages(None, now).on_failure(&paused(), &resume, now), Verdict::Final);
     }
 
     #[test]

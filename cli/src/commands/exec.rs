@@ -9,14 +9,14 @@ use std::{
 
 use bytes::Bytes;
 use holdfast_wire::{
-    api::{Argv, ExecSpec, StartExecRequest, TerminalSize, WhenFull, exec_spec},
+    api::{Argv, ExecSpec, OnPause, StartExecRequest, TerminalSize, WhenFull, exec_spec},
     ids::ExecId,
     spec, timing,
 };
 
 use super::{Context, execs, foreground::Foreground, signals::Signals};
 use crate::{
-    args::{self, AttachArgs, ExecArgs, Running},
+    args::{self, AttachArgs, ExecArgs, Following, Running},
     client::{Client, Error, Patience, Target},
     failure::Failed,
     show::{self, Exec},
@@ -120,6 +120,7 @@ pub(super) async fn attach(args: AttachArgs, context: &Context) -> Result<u8, Fa
         stdin: args.interactive,
         stdout_offset: from(exec.stdout_bytes),
         stderr_offset: from(exec.stderr_bytes),
+        on_pause: on_pause(&args.following),
     };
     let mut signals = Signals::new().map_err(|error| Failed::local("listen for signals", error))?;
     let following = args.following;
@@ -135,6 +136,13 @@ pub(super) async fn attach(args: AttachArgs, context: &Context) -> Result<u8, Fa
         result_file: following.result_file,
     };
     Ok(foreground.run(&mut signals).await?.code)
+}
+
+fn on_pause(following: &Following) -> OnPause {
+    match following.on_pause {
+        args::OnPause::Wait => OnPause::Notice,
+        args::OnPause::Fail => OnPause::Error,
+    }
 }
 
 /// How `run` and `exec` follow what they start.
@@ -159,6 +167,7 @@ pub(super) fn foreground(
             start_deadline,
             stdout_offset: 0,
             stderr_offset: 0,
+            on_pause: on_pause(following),
         },
         patience: Patience { reattach_for: following.reattach_for.or(context.config.reattach_for) },
         detach_keys: following.detach_keys.clone().unwrap_or_else(|| context.config.detach_keys.clone()),

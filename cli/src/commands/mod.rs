@@ -52,7 +52,8 @@ impl Context {
 /// Does what the command line says.
 pub(crate) async fn dispatch(command: Command, context: &Context) -> Result<u8, Failed> {
     match command {
-        Command::Run(args) => run::run(*args, context).await,
+        // Boxed: as large as all that it waits for.
+        Command::Run(args) => Box::pin(run::run(*args, context)).await,
         Command::Exec(args) => exec::exec(*args, context).await,
         Command::Attach(args) => exec::attach(args, context).await,
         Command::Execs(args) => execs::list(&args, context).await,
@@ -67,6 +68,7 @@ pub(crate) async fn dispatch(command: Command, context: &Context) -> Result<u8, 
         Command::Start(args) => sandboxes::change(&args, sandboxes::Change::Start, context).await,
         Command::Pause(args) => sandboxes::change(&args, sandboxes::Change::Pause, context).await,
         Command::Resume(args) => sandboxes::change(&args, sandboxes::Change::Resume, context).await,
+        Command::Update(args) => sandboxes::update(&args, context).await,
         Command::Events(args) => events::events(&args, context).await,
         Command::Status => status(context).await,
         Command::Doctor(args) => doctor::doctor(&args, context).await,

@@ -1,4 +1,4 @@
-//! `create`, `list`, `get`, `wait`, `delete`, `stop`, `start`, `pause`, `resume`.
+//! `create`, `list`, `get`, `wait`, `delete`, `stop`, `start`, `pause`, `resume`, `update`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -6,7 +6,7 @@ use holdfast_wire::{
     api::{
         self, CreateSandboxRequest, DeleteSandboxRequest, ExecState, GetSandboxRequest, ListSandboxesRequest,
         PauseSandboxRequest, Resources, ResumeSandboxRequest, SandboxSpec, StartSandboxRequest,
-        StopSandboxRequest, WaitExecRequest, WaitSandboxRequest,
+        StopSandboxRequest, UpdateSandboxRequest, WaitExecRequest, WaitSandboxRequest,
     },
     reason::Reason,
     timing,
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{Context, POLL, execs};
 use crate::{
-    args::{CreateArgs, DeleteArgs, ListArgs, Making, NamesArgs, StopArgs, WaitArgs},
+    args::{CreateArgs, DeleteArgs, ListArgs, Making, NamesArgs, StopArgs, UpdateArgs, WaitArgs},
     client::{CALL_TIMEOUT, Client, Error},
     failure::Failed,
     show::{self, Exec, Sandbox},
@@ -36,7 +36,8 @@ const MAX_PAGES: usize = 1000;
 
 pub(super) async fn create(args: CreateArgs, context: &Context) -> Result<u8, Failed> {
     let env = values::environment(&args.env_file, &args.env).map_err(Failed::Usage)?;
-    let spec = spec_of(args.making, env, args.user)?;
+    let mut spec = spec_of(args.making, env, args.user)?;
+    spec.idle_stop = span(args.idle_stop, "--idle-stop")?;
     let client = context.client()?;
     let made = make(&client, args.name.unwrap_or_default(), spec);
     let mut sandbox = context.output.during("creating the sandbox", made).await?;
@@ -91,7 +92,16 @@ pub(super) fn spec_of(
             memory_bytes: making.memory.unwrap_or(0),
             pids: making.pids.unwrap_or(0),
         }),
+        ttl: span(making.ttl, "--ttl")?,
+        ..SandboxSpec::default()
     })
+}
+
+/// A duration for the wire.
+fn span(span: Option<Duration>, flag: &str) -> Result<Option<prost_types::Duration>, Failed> {
+    let convert =
+        |span: Duration| span.try_into().map_err(|_| Failed::Usage(format!("{flag}: {span:?} is too long")));
+    span.map(convert).transpose()
 }
 
 pub(super) async fn list(args: ListArgs, context: &Context) -> Result<u8, Failed> {
@@ -296,13 +306,19 @@ pub(super) async fn stop(args: &StopArgs, context: &Context) -> Result<u8, Faile
     change(&args.names, Change::Stop(args.grace), context).await
 }
 
-/// A change of a sandbox's desired state.
+pub(super) async fn update(args: &UpdateArgs, context: &Context) -> Result<u8, Failed> {
+    let (ttl, idle_stop) = (span(args.ttl, "--ttl")?, span(args.idle_stop, "--idle-stop")?);
+    change(&args.names, Change::Update { ttl, idle_stop }, context).await
+}
+
+/// A change of what is wanted of a sandbox.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
     Stop(Option<Duration>),
     Start,
     Pause,
     Resume,
+    Update { ttl: Option<prost_types::Duration>, idle_stop: Option<prost_types::Duration> },
 }
 
 pub(super) async fn change(args: &NamesArgs, change: Change, context: &Context) -> Result<u8, Failed> {
@@ -314,12 +330,16 @@ pub(super) async fn change(args: &NamesArgs, change: Change, context: &Context) 
             Change::Start => "start",
             Change::Pause => "pause",
             Change::Resume => "resume",
+            Change::Update { .. } => "update",
         };
         let one = change_one(&client, name, change, verb);
         match context.output.during(&format!("asking to {verb} {name}"), one).await {
             Ok(sandbox) => {
                 let sandbox = Sandbox::from(sandbox.unwrap_or_default());
-                context.output.note(&format!("{name}: {}", sandbox.phase));
+                context.output.note(&match change {
+                    Change::Update { .. } => format!("{name}: {}", sandbox.lifetime()),
+                    _ => format!("{name}: {}", sandbox.phase),
+                });
                 changed.push(sandbox);
             }
             Err(error) => worst = Some(tell(error, context)),
@@ -356,6 +376,10 @@ async fn change_one(
                 .call(&what, CALL_TIMEOUT, sandboxes.resume(ResumeSandboxRequest { sandbox }))
                 .await?
                 .sandbox
+        }
+        Change::Update { ttl, idle_stop } => {
+            let request = UpdateSandboxRequest { sandbox, ttl, idle_stop };
+            client.call(&what, CALL_TIMEOUT, sandboxes.update(request)).await?.sandbox
         }
     })
 }

@@ -32,6 +32,9 @@ pub(crate) struct Sandbox {
     pub(crate) last_error: Option<LastError>,
     pub(crate) session: Option<Session>,
     pub(crate) created_at: Option<String>,
+    pub(crate) ttl_s: Option<f64>,
+    pub(crate) expires_at: Option<String>,
+    pub(crate) idle_stop_s: Option<f64>,
     #[serde(skip)]
     age: String,
 }
@@ -113,8 +116,29 @@ impl From<api::Sandbox> for Sandbox {
             }),
             session: status.session.map(Session::from),
             created_at: time(sandbox.created_at.as_ref()),
+            ttl_s: seconds(spec.ttl),
+            expires_at: time(status.expires_at.as_ref()),
+            idle_stop_s: seconds(spec.idle_stop),
         }
     }
+}
+
+impl Sandbox {
+    /// How long it lives, and may be idle, in a line.
+    pub(crate) fn lifetime(&self) -> String {
+        let idle = self.idle_stop_s.map(|idle| {
+            let idle = std::time::Duration::try_from_secs_f64(idle).unwrap_or_default();
+            format!("stopped after {} without activity", humantime::format_duration(idle))
+        });
+        let expires = self.expires_at.as_ref().map(|at| format!("deleted at {at}"));
+        let parts: Vec<_> = expires.into_iter().chain(idle).collect();
+        if parts.is_empty() { "lives until it is deleted".to_owned() } else { parts.join("; ") }
+    }
+}
+
+fn seconds(span: Option<prost_types::Duration>) -> Option<f64> {
+    let span = std::time::Duration::try_from(span?).ok()?;
+    (!span.is_zero()).then_some(span.as_secs_f64())
 }
 
 impl From<api::Condition> for Condition {

@@ -50,7 +50,11 @@ type Made = (Option<Record>, io::Result<(ProcessId, OwnedFd)>);
 
 /// Lays out the files and starts the supervisor; the record says how far it came. For blocking threads.
 pub(super) fn make(shared: &Shared, spec: &WorkloadSpec, mut record: Record) -> Made {
-    let dir = match prepare(&shared.root, spec.sandbox).and_then(|dir| record.write(&dir).map(|()| dir)) {
+    let prepared = prepare(&shared.root, spec.sandbox, record.has_workspace).and_then(|dir| {
+        record.has_workspace = true;
+        record.write(&dir).map(|()| dir)
+    });
+    let dir = match prepared {
         Ok(dir) => dir,
         Err(error) => return (None, Err(error)),
     };
@@ -72,9 +76,16 @@ pub(super) fn make(shared: &Shared, spec: &WorkloadSpec, mut record: Record) -> 
     (Some(record), started)
 }
 
-/// Makes the directories that are not there yet.
-fn prepare(root: &Dir, sandbox: SandboxId) -> io::Result<Dir> {
+/// Makes the directories that are not there yet. A workspace that was there before is not made anew: an empty one
+/// under the old name would pass for it.
+fn prepare(root: &Dir, sandbox: SandboxId, has_workspace: bool) -> io::Result<Dir> {
     let dir = root.make_dir(&sandbox.to_string())?;
+    if has_workspace {
+        dir.dir(WORKSPACE).map_err(|error| {
+            let message = format!("the workspace is gone: {error}; put it back, then start the sandbox");
+            io::Error::new(error.kind(), message)
+        })?;
+    }
     for name in [WORKSPACE, STATE, IDENTITY] {
         dir.make_dir(name)?;
     }

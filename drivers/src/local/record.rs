@@ -31,6 +31,9 @@ pub(super) struct Record {
     pub(super) name: String,
     /// Where it was made. In a copied or moved directory this is another one, whose processes are not ours.
     pub(super) dir: PathBuf,
+    /// It has had its workspace: a later generation finds it there, or is not made.
+    #[serde(default)]
+    pub(super) has_workspace: bool,
     pub(super) stage: Stage,
 }
 
@@ -90,6 +93,7 @@ impl Record {
             generation: spec.generation,
             name: spec.name.clone(),
             dir,
+            has_workspace: false,
             stage: Stage::Starting { since: Timestamp::now() },
         }
     }

@@ -209,7 +209,8 @@ impl Keeper {
     async fn create(&mut self, spec: &WorkloadSpec) -> Result<(), DriverError> {
         let attempted =
             || format!("creating the workload of {} generation {}", spec.sandbox, spec.generation);
-        let starting = Record::starting(spec, self.shared.dir_of(self.sandbox));
+        let mut starting = Record::starting(spec, self.shared.dir_of(self.sandbox));
+        starting.has_workspace = matches!(&self.kept, Kept::Workload(before) if before.has_workspace);
         self.shared.board.put(state::level(&starting, Seen::Absent));
 
         if matches!(self.kept, Kept::Bare) {

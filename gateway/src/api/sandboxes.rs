@@ -8,7 +8,7 @@ use holdfast_wire::api::{
     GetSandboxRequest, GetSandboxResponse, ListSandboxesRequest, ListSandboxesResponse, LogsRequest,
     LogsResponse, PauseSandboxRequest, PauseSandboxResponse, ResumeSandboxRequest, ResumeSandboxResponse,
     SandboxEvent, StartSandboxRequest, StartSandboxResponse, StopSandboxRequest, StopSandboxResponse,
-    WaitSandboxRequest, WaitSandboxResponse, sandboxes_server,
+    UpdateSandboxRequest, UpdateSandboxResponse, WaitSandboxRequest, WaitSandboxResponse, sandboxes_server,
 };
 use tonic::{Request, Response, Status};
 
@@ -130,6 +130,15 @@ impl sandboxes_server::Sandboxes for SandboxService {
     ) -> Result<Response<ResumeSandboxResponse>, Status> {
         let view = self.sandboxes.resume(&request.into_inner().sandbox).await?;
         Ok(Response::new(ResumeSandboxResponse { sandbox: Some(view.to_api()) }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateSandboxRequest>,
+    ) -> Result<Response<UpdateSandboxResponse>, Status> {
+        let UpdateSandboxRequest { sandbox, ttl, idle_stop } = request.into_inner();
+        let view = self.sandboxes.update(&sandbox, ttl, idle_stop).await?;
+        Ok(Response::new(UpdateSandboxResponse { sandbox: Some(view.to_api()) }))
     }
 
     async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {

@@ -30,6 +30,8 @@ impl Core {
         })?;
         let digest = spec::digest(spec);
         let starter = self.enter_start(exec);
+        // Before the look at its phase, so that it is not stopped for being idle in between.
+        handle.activity().touch();
         if let Some(record) = self.store.exec(exec).await? {
             return same(record, handle, &digest, starter);
         }

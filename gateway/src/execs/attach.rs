@@ -17,8 +17,8 @@ use std::{
 use bytes::Bytes;
 use holdfast_wire::{
     api::{
-        AttachEvent, AttachOpen, AttachRequest, Detach, KeepAlive, Notice, OutputAck, Phase, StdinData,
-        StdinEof, TerminalSize, attach_event, attach_request,
+        AttachEvent, AttachOpen, AttachRequest, Detach, KeepAlive, Notice, OnPause, OutputAck, Phase,
+        StdinData, StdinEof, TerminalSize, attach_event, attach_request,
     },
     control::ExecRelay,
     frame::Frame,
@@ -203,6 +203,10 @@ pub struct AttachOutput {
     /// Where the sandbox's phase is read, for notices; `None` once there is nothing to be noticed.
     view: Option<watch::Receiver<Arc<View>>>,
     frozen: bool,
+    /// The caller wants a pause to be an error.
+    ends_on_pause: bool,
+    /// To leave without `on_disconnect` striking.
+    control: mpsc::Sender<Control>,
     last: Instant,
     over: bool,
 }
@@ -220,6 +224,9 @@ impl AttachOutput {
             event = self.events.recv() => event,
             frozen = thaw_or_freeze(&mut self.view, self.frozen) => {
                 self.frozen = frozen;
+                if frozen && self.ends_on_pause {
+                    return self.end_by_pause();
+                }
                 Some(notice(frozen))
             }
             () = tokio::time::sleep_until(self.last + timing::API_KEEP_ALIVE) => {
@@ -247,11 +254,22 @@ impl AttachOutput {
     }
 
     /// From now on, tells the caller when the sandbox is paused and resumed.
-    fn noticing(mut self, handle: &SandboxHandle) -> Self {
+    fn noticing(mut self, handle: &SandboxHandle, on_pause: OnPause) -> Self {
+        self.ends_on_pause = on_pause == OnPause::Error;
         let view = handle.view();
         self.frozen = is_frozen(&view.borrow());
         self.view = Some(view);
         self
+    }
+
+    /// The caller asked for an error instead of waiting for the resume. The command is not to blame: it stands still.
+    fn end_by_pause(&mut self) -> Option<Result<AttachEvent, CallError>> {
+        self.over = true;
+        // A full queue means that the supervisor takes nothing: then its relay ends as for a caller that is gone.
+        let _ = self.control.try_send(Control::Detach);
+        let view = self.view.as_ref()?.borrow().clone();
+        let attempted = "the command stands still until the sandbox is resumed: attach again then";
+        self.explain(view.refusal(Reason::WrongPhase, attempted))
     }
 
     /// How far output was handed out: stdout, stderr.
@@ -317,12 +335,13 @@ impl Execs {
             },
             traceparent: caller.traceparent,
             until,
+            through_pause: open.on_pause() != OnPause::Error,
         };
         match core.connect(job, record, starter).await? {
             Connected::Over(record) => Ok(Attached::over(exec, from_store(record.to_info(), have), have)),
             Connected::Relay { relay, first } => {
                 let Attached { input, output } = core.join(exec, &open, *relay, *first);
-                Ok(Attached { input, output: output.noticing(&handle) })
+                Ok(Attached { input, output: output.noticing(&handle, open.on_pause()) })
             }
         }
     }
@@ -359,7 +378,7 @@ impl Core {
         Attached {
             input: AttachInput {
                 stdin,
-                control,
+                control: control.clone(),
                 handed: handed_out,
                 writer: open.stdin_writer,
                 explicit_acks: open.explicit_acks,
@@ -371,6 +390,8 @@ impl Core {
                 handed,
                 view: None,
                 frozen: false,
+                ends_on_pause: false,
+                control,
                 last: Instant::now(),
                 over: false,
             },
@@ -388,10 +409,11 @@ impl Attached {
         }
         let end = Arc::new(OnceLock::from(End::Outcome));
         let (handed, handed_out) = watch::channel(have);
+        let control = mpsc::channel(1).0;
         Self {
             input: AttachInput {
                 stdin: mpsc::channel(1).0,
-                control: mpsc::channel(1).0,
+                control: control.clone(),
                 handed: handed_out,
                 writer: true,
                 explicit_acks: true,
@@ -403,6 +425,8 @@ impl Attached {
                 handed,
                 view: None,
                 frozen: false,
+                ends_on_pause: false,
+                control,
                 last: Instant::now(),
                 over: false,
             },

@@ -229,6 +229,10 @@ impl Core {
         let record =
             self.store.exec(exec).await?.ok_or_else(|| CallError::new(Reason::ExecNotFound, "forgotten"))?;
         if first {
+            if let Some(handle) = self.sandboxes.by_id(record.sandbox) {
+                // Nobody need have been attached.
+                handle.activity().touch();
+            }
             let outcome = state::label(&finished.outcome);
             metrics::counter!("holdfast_execs_finished_total", "outcome" => outcome).increment(1);
             self.tell(&record, events::reason::EXEC_ENDED, &format!(" ({outcome})"));

@@ -49,6 +49,8 @@ pub(super) struct Job {
     pub(super) relay: ExecRelay,
     pub(super) traceparent: String,
     pub(super) until: Instant,
+    /// Who attaches to a paused sandbox waits for its resume.
+    pub(super) through_pause: bool,
 }
 
 /// What came of it.
@@ -95,7 +97,7 @@ impl Execs {
         }
         let relay = ExecRelay { exec_id: exec.to_bytes(), attach: false, ..ExecRelay::default() };
         let traceparent = caller.traceparent.clone();
-        let job = Job { exec, handle, start: Some(spec), relay, traceparent, until };
+        let job = Job { exec, handle, start: Some(spec), relay, traceparent, until, through_pause: false };
         match core.connect(job, record, Some(starter)).await? {
             Connected::Over(record) => Ok(record.to_info()),
             Connected::Relay { mut relay, first } => {
@@ -209,7 +211,13 @@ impl Core {
             // The sandbox's view first, so that no change after the look at the session is missed.
             let mut view = job.handle.view();
             view.mark_unchanged();
-            let session = match job.handle.wait_for_session(job.until).await {
+            // A command that runs on after the resume is worth waiting for; one that is to be started is told now.
+            let session = if job.through_pause && !starts && record.finished.is_none() {
+                job.handle.wait_for_resume_and_session(job.until).await
+            } else {
+                job.handle.wait_for_session(job.until).await
+            };
+            let session = match session {
                 Ok(session) => session,
                 Err(error) => return self.no_session(job, record, starts, error).await,
             };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::sessions::RelaySlot;
+use crate::{sandboxes::Busy, sessions::RelaySlot};
 
 /// Held as long as the relay is open. Dropped without [`ended`](Self::ended), its result is `abandoned`.
 #[derive(Debug)]
@@ -13,12 +13,14 @@ pub struct RelayGuard {
     result: &'static str,
     opened: Instant,
     _slot: RelaySlot,
+    /// Unless it only looks.
+    _use: Option<Busy>,
 }
 
 impl RelayGuard {
-    pub(super) fn new(kind: &'static str, slot: RelaySlot) -> Self {
+    pub(super) fn new(kind: &'static str, slot: RelaySlot, busy: Option<Busy>) -> Self {
         metrics::gauge!("holdfast_relays_open").increment(1.0);
-        Self { kind, result: "abandoned", opened: Instant::now(), _slot: slot }
+        Self { kind, result: "abandoned", opened: Instant::now(), _slot: slot, _use: busy }
     }
 
     /// How it ended: `done`, `refused`, `lost`, `caller_gone`, ... For the metric's label, so from a small set.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use holdfast_wire::{
     close::CloseCode,
-    control::{RefusedCode, RelayHeader, RelayReply, relay_header, relay_reply},
+    control::{RefusedCode, RelayHeader, RelayReply, exec_call, relay_header, relay_reply},
     ids::RelayId,
     limits, timing,
     transport::{MessageReader, SendStream, StreamError},
@@ -130,7 +130,8 @@ pub async fn open(
         metrics::counter!("holdfast_relays_total", "kind" => name, "result" => "too_many").increment(1);
         return Err(RelayError::TooMany);
     };
-    let mut guard = RelayGuard::new(name, slot);
+    let busy = (!only_looks(&kind)).then(|| session.begin_use());
+    let mut guard = RelayGuard::new(name, slot, busy);
     match negotiate(session, id, kind, traceparent, until).await {
         Ok((send, recv)) => Ok(Relay { id, session: session.clone(), send, recv, guard }),
         Err(error) => {
@@ -198,6 +199,13 @@ async fn negotiate(
             Err(RelayError::Protocol("a relay's reply without content".to_owned()))
         }
     }
+}
+
+/// Whether a relay is nobody's use of the sandbox: a listing that is asked for every minute must not keep an idle
+/// sandbox running. Every other kind is.
+fn only_looks(kind: &relay_header::Kind) -> bool {
+    use exec_call::Kind::{Get, List};
+    matches!(kind, relay_header::Kind::ExecCall(call) if matches!(call.kind, Some(Get(_) | List(_))))
 }
 
 /// A peer's sentence, for people: short, and on one line.

@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    activity::Activity,
     view::View,
     wait::{Until, Waited},
 };
@@ -60,10 +61,25 @@ pub(super) enum Message {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ask {
     Start,
-    Stop { grace: Duration },
+    Stop {
+        grace: Duration,
+    },
     Pause,
     Resume,
-    Delete { grace: Duration },
+    Delete {
+        grace: Duration,
+    },
+    /// How long it may live, and be idle, from now on. Absent is unchanged, zero is without end.
+    Update {
+        ttl: Option<Duration>,
+        idle_stop: Option<Duration>,
+    },
+    /// Nothing happened in it for as long as was agreed. Said by its own task alone.
+    IdleStop {
+        idle: Duration,
+    },
+    /// Its time to live is over. Likewise.
+    Expire,
 }
 
 /// A supervisor is let in.
@@ -104,6 +120,7 @@ pub struct SandboxHandle {
     pub(super) name: Arc<str>,
     pub(super) mailbox: mpsc::Sender<Message>,
     pub(super) view: watch::Receiver<Arc<View>>,
+    pub(super) activity: Activity,
 }
 
 impl SandboxHandle {
@@ -117,6 +134,12 @@ impl SandboxHandle {
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// Where it is noted that somebody uses it.
+    #[must_use]
+    pub fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// What it is now, and a way to be woken when that changes. The sender is gone once the sandbox is.
@@ -176,17 +199,25 @@ impl SandboxHandle {
     /// `WRONG_PHASE` at once where waiting is pointless (stopped, paused, failed, being deleted), `NO_SESSION`
     /// when the time is up, `GATEWAY_STOPPING`: each with phase, conditions and the link's last events.
     pub async fn wait_for_session(&self, until: Instant) -> Result<Session, CallError> {
+        self.wait_for(until, false).await
+    }
+
+    /// The same for who has something in the sandbox already: while it is paused, its resume is waited for too.
+    ///
+    /// # Errors
+    /// As for [`wait_for_session`](Self::wait_for_session), but for a paused sandbox `NO_SESSION` in the end.
+    pub async fn wait_for_resume_and_session(&self, until: Instant) -> Result<Session, CallError> {
+        self.wait_for(until, true).await
+    }
+
+    async fn wait_for(&self, until: Instant, through_pause: bool) -> Result<Session, CallError> {
         const ATTEMPTED: &str = "waiting for a session";
         let mut view = self.view();
         loop {
             let now = view.borrow_and_update().clone();
             let pointless = match now.phase {
-                Phase::Pausing
-                | Phase::Paused
-                | Phase::Stopping
-                | Phase::Stopped
-                | Phase::Failed
-                | Phase::Deleting => true,
+                Phase::Pausing | Phase::Paused => !through_pause,
+                Phase::Stopping | Phase::Stopped | Phase::Failed | Phase::Deleting => true,
                 Phase::Unspecified
                 | Phase::Pending
                 | Phase::Provisioning
@@ -198,7 +229,8 @@ impl SandboxHandle {
             if pointless {
                 return Err(now.refusal(Reason::WrongPhase, ATTEMPTED));
             }
-            if let Some(session) = now.live_session() {
+            let frozen = matches!(now.phase, Phase::Pausing | Phase::Paused);
+            if let Some(session) = now.live_session().filter(|_| !frozen) {
                 return Ok(session.clone());
             }
             match timeout_at(until, view.changed()).await {

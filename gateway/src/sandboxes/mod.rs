@@ -20,9 +20,11 @@
 //!
 //! Workloads outlive the gateway: stopping this room stops its tasks, and touches no workload.
 
+mod activity;
 mod calls;
 mod fleet;
 mod handle;
+mod lifetime;
 mod names;
 mod state;
 mod task;
@@ -45,7 +47,6 @@ use holdfast_wire::{
     ids::{Epoch, Generation, Instance, SandboxId},
     timing::Tuning,
 };
-use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -53,6 +54,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
+    activity::{Activity, Busy},
     handle::{Admission, Refusal, SandboxHandle},
     view::{Condition, ConditionKind, LinkEvent, View, word as phase_word},
 };
@@ -64,7 +66,8 @@ use self::{
 use crate::{
     error::{CallError, Reason, key},
     events::{self, Events},
-    store::{Desired, SandboxRecord, Store, StoreError},
+    store::{Desired, SandboxRecord, Store, StoreError, Why},
+    wall::Wall,
 };
 
 /// Gives a workload what its supervisor needs to reach the gateway and to prove who it is. Asked before each call
@@ -84,6 +87,8 @@ pub struct Settings {
     pub boot_deadline: Duration,
     /// How long a workload may be without a sandbox before it is removed.
     pub orphan_grace: Duration,
+    /// By which clock a sandbox's time to live is over.
+    pub wall: Wall,
     /// The most sandboxes. Each costs a task and two file descriptors at most; ten thousand sessions are measured.
     pub max_sandboxes: usize,
 }
@@ -94,6 +99,7 @@ impl Default for Settings {
             // A microVM on a slow host boots in 15 s; four times that is no boot any more.
             boot_deadline: Duration::from_secs(60),
             orphan_grace: Duration::from_secs(60),
+            wall: Wall::System,
             max_sandboxes: 10_000,
         }
     }
@@ -336,6 +342,21 @@ impl Sandboxes {
         self.resolve(name_or_id)?.ask(Ask::Resume).await
     }
 
+    /// Changes how long a sandbox lives, from now on, and how long it may be idle: absent is unchanged, zero is
+    /// without end. Legal in every phase but `Deleting`. Returns when it is stored.
+    ///
+    /// # Errors
+    /// `SANDBOX_NOT_FOUND`, `INVALID_ARGUMENT`, `UNSUPPORTED_BY_DRIVER`, `WRONG_PHASE` when it is being deleted.
+    pub async fn update(
+        &self,
+        name_or_id: &str,
+        ttl: Option<prost_types::Duration>,
+        idle_stop: Option<prost_types::Duration>,
+    ) -> Result<Arc<View>, CallError> {
+        let (ttl, idle_stop) = (agreed("ttl", ttl)?, agreed("idle_stop", idle_stop)?);
+        self.resolve(name_or_id)?.ask(Ask::Update { ttl, idle_stop }).await
+    }
+
     /// The last bytes, at most `tail`, of the workload's console.
     ///
     /// # Errors
@@ -424,12 +445,20 @@ impl Core {
             )
             .with(key::LIMIT, "max_sandboxes"));
         }
+        let driver = self.parts.driver.as_ref();
+        let ttl = agreed("ttl", spec.ttl)?.filter(|ttl| !ttl.is_zero());
+        let idle_stop = agreed("idle_stop", spec.idle_stop)?.filter(|idle| !idle.is_zero());
+        if idle_stop.is_some() && !driver.capabilities().stop_start {
+            return Err(unsupported(driver, Verb::Stop));
+        }
+        let created_at = self.parts.settings.wall.now();
         let made_up = name.is_empty();
         let mut record = SandboxRecord {
             id: SandboxId::random(),
             name: if made_up { names::made_up() } else { name },
             spec,
             desired: Desired::Running,
+            why: Why::Asked,
             grace: holdfast_wire::timing::KILL_GRACE,
             generation: Generation(1),
             made: Generation(0),
@@ -437,8 +466,10 @@ impl Core {
             epoch: Epoch(0),
             driver: self.parts.driver.name().to_owned(),
             version: 1,
-            created_at: Timestamp::now(),
+            created_at,
             last_error: None,
+            expires_at: ttl.and_then(|ttl| created_at.checked_add(ttl).ok()),
+            active_at: idle_stop.map(|_| created_at),
         };
         calls::validate(&self.parts, &record).await?;
         // A made-up name may be taken. With half a million of them a third one is never needed.
@@ -464,7 +495,8 @@ impl Core {
         let id = record.id;
         let (level, levels) = watch::channel(Level::default());
         let (task, mailbox, view) = task::Task::new(self.clone(), record, name.clone(), levels);
-        let handle = SandboxHandle { id, name: name.clone(), mailbox, view };
+        let activity = task.activity().clone();
+        let handle = SandboxHandle { id, name: name.clone(), mailbox, view, activity };
         let mut map = self.map_mut();
         map.by_name.insert(name, id);
         map.by_id.insert(id, Entry { handle, level });
@@ -491,6 +523,31 @@ impl Core {
     fn map_mut(&self) -> RwLockWriteGuard<'_, Map> {
         self.map.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The longest time that can be agreed: a century of it would overflow nothing, and mean nothing.
+const LONGEST: Duration = Duration::from_secs(3660 * 24 * 3600);
+/// The shortest: a sandbox takes a second to come up.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// A time that is to be agreed; zero is "without end".
+fn agreed(field: &str, given: Option<prost_types::Duration>) -> Result<Option<Duration>, CallError> {
+    let Some(given) = given else { return Ok(None) };
+    let given =
+        Duration::try_from(given).map_err(|_| CallError::invalid(field, "negative or out of range"))?;
+    if !given.is_zero() && !(SHORTEST..=LONGEST).contains(&given) {
+        return Err(CallError::invalid(
+            field,
+            format!("{given:?}: from 1 s to 3660 days are possible, and 0 for no end"),
+        ));
+    }
+    Ok(Some(given))
+}
+
+/// What is agreed for idleness.
+fn idle_stop(spec: &api::SandboxSpec) -> Option<Duration> {
+    // What was taken once is in range; zero is "never".
+    spec.idle_stop.and_then(|idle| Duration::try_from(idle).ok()).filter(|idle| !idle.is_zero())
 }
 
 /// The driver cannot do it, and never will on this machine.

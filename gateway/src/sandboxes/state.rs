@@ -34,7 +34,7 @@ use holdfast_wire::{
 use tokio::time::Instant;
 
 use super::calls::{Call, Failure};
-use crate::store::Desired;
+use crate::store::{Desired, Why};
 
 /// A health report that was on its way when the driver saw the workload die arrives soon after. One that comes
 /// later than this was sent by a living supervisor, and the driver is wrong.
@@ -60,6 +60,7 @@ pub(super) enum Level {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) desired: Desired,
+    pub(super) why: Why,
     pub(super) grace: Duration,
     pub(super) generation: Generation,
     /// The newest generation that the driver is known to have made.

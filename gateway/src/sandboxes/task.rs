@@ -5,6 +5,7 @@
 //! wish before its answer.
 
 mod entry;
+mod lives;
 mod show;
 mod wishes;
 
@@ -26,9 +27,11 @@ use tokio::{
 };
 
 use super::{
-    Core, SandboxFact,
+    Activity, Core, SandboxFact,
     calls::{self, Call, Failure},
     handle::{Admission, Ask, MAILBOX, Message, Refusal},
+    idle_stop,
+    lifetime::{self, Due, Lifetime},
     state::{Assessment, Can, Level, State, Step, Wanted},
     unsupported,
     view::{Condition, ConditionKind, LINK_EVENTS, LinkEvent, View, word},
@@ -37,7 +40,7 @@ use crate::{
     error::{CallError, Reason},
     events::reason,
     sessions::{Hello, Lost, Session},
-    store::{Desired, SandboxRecord, StoreError, stamp},
+    store::{Desired, SandboxRecord, StoreError, Why, stamp},
 };
 
 /// Supervisor processes that lost their place to another one and are not let in again. More than a handful means
@@ -68,6 +71,10 @@ pub(super) struct Task {
     /// What the record has to become, when it was not written yet.
     rewrite_at: Option<Instant>,
     state: State,
+    activity: Activity,
+    lifetime: Lifetime,
+    /// What its lifetime makes due could not be done: it is tried again then.
+    due_again: Option<Instant>,
     mailbox: mpsc::Receiver<Message>,
     levels: watch::Receiver<Level>,
     view: watch::Sender<Arc<View>>,
@@ -110,6 +117,9 @@ impl Task {
         // No session of the wanted workload was ever there: all that were belong to older ones.
         let replaced = (record.attached < record.generation).then_some(record.epoch);
         let state = State::new(wanted, can, core.parts.settings.boot_deadline, record.epoch, now);
+        let clocks = lifetime::Now { instant: now, wall: core.parts.settings.wall.now() };
+        let active = record.active_at.map_or(now, |at| lifetime::instant(at, clocks));
+        let lifetime = Lifetime::new(record.expires_at, idle_stop(&record.spec));
         let record = Arc::new(record);
         let view = show::shown(&record, &state, &state.assess(now), None, Vec::new(), None, false);
         let (view, shown) = watch::channel(Arc::new(view));
@@ -119,6 +129,9 @@ impl Task {
             record,
             rewrite_at: None,
             state,
+            activity: Activity::new(active),
+            lifetime,
+            due_again: None,
             mailbox,
             levels,
             view,
@@ -309,13 +322,17 @@ impl Task {
             let now = Instant::now();
             let assessment = self.state.assess(now);
             self.note(&assessment);
+            if self.live_on(assessment.phase, now).await {
+                continue;
+            }
             if self.rewrite_at.is_some_and(|at| at <= now) {
                 self.rewrite(now).await;
                 continue;
             }
             self.show(&assessment);
             if self.gone || assessment.steps.is_empty() {
-                return assessment.wake_at.into_iter().chain(self.rewrite_at).min();
+                let lives = self.life_wakes_at(now);
+                return assessment.wake_at.into_iter().chain(self.rewrite_at).chain(lives).min();
             }
             for step in assessment.steps {
                 self.step(step, now).await;
@@ -450,6 +467,7 @@ async fn ended(session: Option<&Session>) -> Lost {
 fn wanted(record: &SandboxRecord, driver: &str) -> Wanted {
     Wanted {
         desired: record.desired,
+        why: record.why,
         grace: record.grace,
         generation: record.generation,
         made: record.made,

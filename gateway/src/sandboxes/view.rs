@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use crate::{
     error::{CallError, Reason, key},
     sessions::Session,
-    store::{SandboxRecord, stamp},
+    store::{SandboxRecord, from_stamp, stamp},
 };
 
 /// Events of the link that a view carries: enough to see a flapping session.
@@ -141,6 +141,7 @@ impl View {
                 generation: self.generation.0,
                 last_error: record.last_error.clone(),
                 session: self.live_session().map(Session::to_api),
+                expires_at: record.expires_at.map(stamp),
             }),
             created_at: Some(stamp(record.created_at)),
             driver: record.driver.clone(),
@@ -150,9 +151,19 @@ impl View {
     /// What a caller is told for whom this sandbox is not usable: phase, conditions, the link's last events.
     #[must_use]
     pub fn refusal(&self, reason: Reason, attempted: &str) -> CallError {
-        CallError::new(reason, format!("{attempted}: sandbox {} is {}", self.name(), self.told()))
-            .with(key::SANDBOX_ID, self.id())
-            .with(key::PHASE, word(self.phase))
+        let error =
+            CallError::new(reason, format!("{attempted}: sandbox {} is {}", self.name(), self.told()))
+                .with(key::SANDBOX_ID, self.id())
+                .with(key::PHASE, word(self.phase));
+        let Some(last) = &self.record.last_error else { return error };
+        let error = error
+            .with(key::LAST_ERROR, &last.reason)
+            .with(key::LAST_ERROR_MESSAGE, &last.message)
+            .with(key::LAST_ERROR_SOURCE, &last.source);
+        match last.at.as_ref().and_then(from_stamp) {
+            Some(at) => error.with(key::LAST_ERROR_AT, at),
+            None => error,
+        }
     }
 
     /// Phase, reason, conditions that do not hold, and what the link did, in one line.
@@ -173,6 +184,15 @@ impl View {
                 _ => "Unknown",
             });
             text.push_str(&format!("/{}", condition.reason));
+        }
+        // What is wrong now is in the phase already.
+        if let Some(last) = &self.record.last_error
+            && (last.reason != self.reason || last.message != self.message)
+        {
+            text.push_str(&format!("; last error: {} ({}): {}", last.reason, last.source, last.message));
+            if let Some(at) = last.at.as_ref().and_then(from_stamp) {
+                text.push_str(&format!(" at {at:.0}"));
+            }
         }
         for (i, event) in self.link_events.iter().rev().enumerate() {
             text.push_str(if i == 0 { "; link, newest first: " } else { ", " });

@@ -1,4 +1,5 @@
-//! What a caller can wait for: `ready`, `deleted`, `phase=Stopped`, `condition=ExecHealthy`.
+//! What a caller can wait for: `ready`, `deleted`, `phase=Stopped`, `condition=ExecHealthy`,
+//! `condition=ExecHealthy=False`.
 
 use std::{fmt, str::FromStr};
 
@@ -12,7 +13,7 @@ use crate::error::CallError;
 pub(super) enum Until {
     Deleted,
     Phase(Phase),
-    Condition(ConditionKind),
+    Condition(ConditionKind, ConditionStatus),
 }
 
 /// Whether it is so.
@@ -40,17 +41,25 @@ const PHASES: [Phase; 12] = [
     Phase::Deleting,
 ];
 
+/// What a condition can be.
+const STATUSES: [(&str, ConditionStatus); 3] = [
+    ("True", ConditionStatus::True),
+    ("False", ConditionStatus::False),
+    ("Unknown", ConditionStatus::Unknown),
+];
+
 impl Until {
     pub(super) fn holds(self, view: &View) -> Waited {
         let holds = match self {
             Self::Deleted => view.gone,
             Self::Phase(phase) => view.phase == phase && !view.gone,
-            Self::Condition(kind) => view.condition(kind).status == ConditionStatus::True && !view.gone,
+            Self::Condition(kind, status) => view.condition(kind).status == status && !view.gone,
         };
         // From these nothing comes back by itself: somebody must start it, or it is on its way out.
         let needs_sessions = match self {
-            Self::Phase(Phase::Ready | Phase::Reconnecting | Phase::Degraded) | Self::Condition(_) => true,
-            Self::Phase(_) | Self::Deleted => false,
+            Self::Phase(Phase::Ready | Phase::Reconnecting | Phase::Degraded)
+            | Self::Condition(_, ConditionStatus::True) => true,
+            Self::Phase(_) | Self::Condition(..) | Self::Deleted => false,
         };
         let dead_end = match view.phase {
             Phase::Deleting => self != Self::Deleted,
@@ -78,7 +87,7 @@ impl FromStr for Until {
             CallError::invalid(
                 "until",
                 format!(
-                    "{shown:?} cannot be waited for: use ready, deleted, phase=PHASE ({}) or condition=CONDITION ({})",
+                    "{shown:?} cannot be waited for: use ready, deleted, phase=PHASE ({}), or condition=CONDITION ({}), with =True, =False or =Unknown behind it where it is not True",
                     phases.join(", "),
                     kinds.join(", ")
                 ),
@@ -92,9 +101,16 @@ impl FromStr for Until {
                 phase.map(Self::Phase).ok_or_else(wrong)
             }
             Some(("condition", name)) => {
+                let (name, status) = match name.split_once('=') {
+                    None => (name, ConditionStatus::True),
+                    Some((name, status)) => {
+                        let known = STATUSES.into_iter().find(|(word, _)| word.eq_ignore_ascii_case(status));
+                        (name, known.ok_or_else(wrong)?.1)
+                    }
+                };
                 let kind =
                     ConditionKind::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(name));
-                kind.map(Self::Condition).ok_or_else(wrong)
+                kind.map(|kind| Self::Condition(kind, status)).ok_or_else(wrong)
             }
             _ => Err(wrong()),
         }
@@ -106,7 +122,13 @@ impl fmt::Display for Until {
         match self {
             Self::Deleted => f.write_str("deleted"),
             Self::Phase(phase) => write!(f, "phase={}", word(*phase)),
-            Self::Condition(kind) => write!(f, "condition={}", kind.as_str()),
+            Self::Condition(kind, status) => {
+                let status = STATUSES.into_iter().find(|(_, known)| known == status);
+                match status {
+                    Some((_, ConditionStatus::True)) | None => write!(f, "condition={}", kind.as_str()),
+                    Some((word, _)) => write!(f, "condition={}={word}", kind.as_str()),
+                }
+            }
         }
     }
 }
@@ -117,7 +139,13 @@ mod tests {
 
     #[test]
     fn what_can_be_waited_for_is_read_back() {
-        for text in ["deleted", "phase=Stopped", "condition=ExecHealthy", "phase=Ready"] {
+        for text in [
+            "deleted",
+            "phase=Stopped",
+            "condition=ExecHealthy",
+            "phase=Ready",
+            "condition=ExecHealthy=False",
+        ] {
             assert_eq!(text.parse::<Until>().unwrap().to_string(), text);
         }
         assert_eq!("ready".parse::<Until>().unwrap(), Until::Phase(Phase::Ready));
@@ -126,7 +154,16 @@ mod tests {
 
     #[test]
     fn what_cannot_be_waited_for_says_what_can() {
-        for text in ["", "rady", "phase=Gone", "condition=Ready", "phase", "=", "Phase=Ready"] {
+        for text in [
+            "",
+            "rady",
+            "phase=Gone",
+            "condition=Ready",
+            "phase",
+            "=",
+            "Phase=Ready",
+            "condition=ExecHealthy=No",
+        ] {
             let error = text.parse::<Until>().unwrap_err().message;
             assert!(error.contains("use ready, deleted, phase=") && error.contains("ExecHealthy"), "{error}");
         }

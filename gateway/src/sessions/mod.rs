@@ -54,7 +54,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::{lost::Lost, registry::Registry};
-use crate::{execs::Execs, sandboxes::Sandboxes};
+use crate::{
+    execs::Execs,
+    sandboxes::{Activity, Busy, Sandboxes},
+};
 
 /// Signs the public keys of supervisors whose certificates run out. Asked on the session's task: it must answer
 /// from memory, in about the time of one signature.
@@ -120,6 +123,8 @@ struct Inner {
     attached_at: jiff::Timestamp,
     since: Instant,
     connection: Connection,
+    /// Where it is noted that somebody uses the sandbox.
+    activity: Activity,
     down: mpsc::Sender<Down>,
     /// Open relays; the session's task beats while there are any.
     relays: watch::Sender<u32>,
@@ -151,6 +156,7 @@ impl Session {
         epoch: Epoch,
         hello: Hello,
         connection: Connection,
+        activity: Activity,
         token: CancellationToken,
     ) -> (Self, mpsc::Receiver<Down>) {
         let (down, queue) = mpsc::channel(DOWN_QUEUE);
@@ -164,6 +170,7 @@ impl Session {
                 attached_at: jiff::Timestamp::now(),
                 since: Instant::now(),
                 connection,
+                activity,
                 down,
                 relays: watch::channel(0).0,
                 reported: watch::channel(false).0,
@@ -421,6 +428,11 @@ impl Session {
             free
         });
         free.then(|| RelaySlot(self.clone()))
+    }
+
+    /// Somebody uses the sandbox, until the guard is dropped.
+    pub(crate) fn begin_use(&self) -> Busy {
+        self.inner.activity.begin()
     }
 
     /// Looks at the path: has anything come since the last look, and from where? Says how many datagrams in all.

@@ -94,8 +94,14 @@ impl Sessions {
         let (reason, away) = (hello.dial_reason.clone(), hello.away);
         metrics::counter!("holdfast_attaches_total", "reason" => greeting::reason_label(&reason))
             .increment(1);
-        let (session, queue) =
-            Session::new(peer.sandbox, admission.epoch, hello, connection.clone(), token.child_token());
+        let (session, queue) = Session::new(
+            peer.sandbox,
+            admission.epoch,
+            hello,
+            connection.clone(),
+            handle.activity().clone(),
+            token.child_token(),
+        );
         let span = tracing::Span::current();
         span.record("session", tracing::field::display(session.id()));
         span.record("epoch", tracing::field::display(session.epoch()));

@@ -29,7 +29,7 @@ use jiff::Timestamp;
 pub use self::{
     error::StoreError,
     fake::FakeStore,
-    record::{Admission, Desired, ExecRecord, Finished, SandboxRecord, Sent, from_stamp, stamp},
+    record::{Admission, Desired, ExecRecord, Finished, SandboxRecord, Sent, Why, from_stamp, stamp},
     sqlite::SqliteStore,
 };
 

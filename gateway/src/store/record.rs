@@ -52,6 +52,36 @@ impl fmt::Display for Desired {
     }
 }
 
+/// Why it is wanted to be as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Why {
+    /// Somebody asked for it.
+    #[default]
+    Asked,
+    /// Nothing happened in it for as long as was agreed.
+    Idle,
+    /// Its time to live is over.
+    Expired,
+}
+
+impl Why {
+    /// As it is stored. The words never change.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Idle => "idle",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// Of a stored word. One of a newer version says no more than that somebody asked.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        [Self::Idle, Self::Expired].into_iter().find(|why| why.as_str() == text).unwrap_or_default()
+    }
+}
+
 /// A sandbox, as it is stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SandboxRecord {
@@ -63,6 +93,8 @@ pub struct SandboxRecord {
     pub spec: api::SandboxSpec,
     /// What the user wants now.
     pub desired: Desired,
+    /// Why.
+    pub why: Why,
     /// How long the workload has to end when it is stopped or deleted.
     pub grace: Duration,
     /// Which workload it should have; 0 before the first.
@@ -81,6 +113,10 @@ pub struct SandboxRecord {
     pub created_at: Timestamp,
     /// The last thing that went wrong.
     pub last_error: Option<api::LastError>,
+    /// When its time to live is over.
+    pub expires_at: Option<Timestamp>,
+    /// When something happened in it last, to within a minute; kept where it can be idle for too long.
+    pub active_at: Option<Timestamp>,
 }
 
 /// To whom the start of an exec was sent.
@@ -202,7 +238,13 @@ impl SandboxRecord {
 
     /// As it reads when it comes back: times to the microsecond, durations to the millisecond.
     pub(super) fn as_stored(&self) -> Self {
-        Self { created_at: to_micros(self.created_at), grace: to_millis(self.grace), ..self.clone() }
+        Self {
+            created_at: to_micros(self.created_at),
+            grace: to_millis(self.grace),
+            expires_at: self.expires_at.map(to_micros),
+            active_at: self.active_at.map(to_micros),
+            ..self.clone()
+        }
     }
 }
 

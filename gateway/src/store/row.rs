@@ -12,7 +12,7 @@ use prost::Message;
 use sqlx::{Row, sqlite::SqliteRow};
 use uuid::Uuid;
 
-use super::{Desired, ExecRecord, Finished, SandboxRecord, Sent, StoreError, record};
+use super::{Desired, ExecRecord, Finished, SandboxRecord, Sent, StoreError, Why, record};
 
 pub(super) fn sandbox_of(row: &SqliteRow) -> Result<SandboxRecord, StoreError> {
     let desired: &str = get(row, "desired")?;
@@ -24,6 +24,7 @@ pub(super) fn sandbox_of(row: &SqliteRow) -> Result<SandboxRecord, StoreError> {
         name: get(row, "name")?,
         spec: message(row, "spec")?.unwrap_or_default(),
         desired,
+        why: Why::parse(get(row, "why")?),
         grace: Duration::from_millis(count(row, "grace_ms")?),
         generation: Generation(count(row, "generation")?),
         made: Generation(count(row, "made")?),
@@ -33,6 +34,8 @@ pub(super) fn sandbox_of(row: &SqliteRow) -> Result<SandboxRecord, StoreError> {
         version: count(row, "version")?,
         created_at: time(row, "created_at")?.unwrap_or_default(),
         last_error: message(row, "last_error")?,
+        expires_at: time(row, "expires_at")?,
+        active_at: time(row, "active_at")?,
     })
 }
 

@@ -142,7 +142,8 @@ impl Store for SqliteStore {
         record.check()?;
         let result = sqlx::query(
             "INSERT INTO sandbox (id, name, spec, desired, grace_ms, generation, made, attached, epoch, \
-             driver, version, created_at, last_error) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
+             driver, version, created_at, last_error, why, expires_at, active_at) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?)",
         )
         .bind(&record.id.0.as_bytes()[..])
         .bind(&record.name)
@@ -156,6 +157,9 @@ impl Store for SqliteStore {
         .bind(&record.driver)
         .bind(micros(record.created_at))
         .bind(record.last_error.as_ref().map(Message::encode_to_vec))
+        .bind(record.why.as_str())
+        .bind(record.expires_at.map(micros))
+        .bind(record.active_at.map(micros))
         .execute(&self.writer)
         .await;
         match result {
@@ -174,7 +178,8 @@ impl Store for SqliteStore {
         record.check()?;
         let row = sqlx::query(
             "UPDATE sandbox SET name = ?, spec = ?, desired = ?, grace_ms = ?, generation = ?, made = ?, \
-             attached = ?, driver = ?, created_at = ?, last_error = ?, version = version + 1 \
+             attached = ?, driver = ?, created_at = ?, last_error = ?, why = ?, expires_at = ?, active_at = ?, \
+             version = version + 1 \
              WHERE id = ? AND version = ? RETURNING version",
         )
         .bind(&record.name)
@@ -187,6 +192,9 @@ impl Store for SqliteStore {
         .bind(&record.driver)
         .bind(micros(record.created_at))
         .bind(record.last_error.as_ref().map(Message::encode_to_vec))
+        .bind(record.why.as_str())
+        .bind(record.expires_at.map(micros))
+        .bind(record.active_at.map(micros))
         .bind(&record.id.0.as_bytes()[..])
         .bind(int(record.version))
         .fetch_optional(&self.writer)

@@ -9,7 +9,9 @@ use holdfast_wire::{
 };
 use jiff::Timestamp;
 
-use super::{Admission, Desired, ExecRecord, Finished, MAX_BLOB, SandboxRecord, Sent, Store, StoreError};
+use super::{
+    Admission, Desired, ExecRecord, Finished, MAX_BLOB, SandboxRecord, Sent, Store, StoreError, Why,
+};
 
 macro_rules! store_tests {
     ($make:expr) => {
@@ -58,6 +60,7 @@ pub(super) fn sandbox(name: &str) -> SandboxRecord {
             ..api::SandboxSpec::default()
         },
         desired: Desired::Running,
+        why: Why::Idle,
         grace: Duration::from_secs(5),
         generation: Generation(3),
         made: Generation(2),
@@ -67,6 +70,8 @@ pub(super) fn sandbox(name: &str) -> SandboxRecord {
         version: 1,
         created_at: at(0),
         last_error: None,
+        expires_at: Some(at(3600)),
+        active_at: None,
     }
 }
 

@@ -21,6 +21,10 @@ use super::{
 };
 use crate::link::liveness::{Act, Liveness};
 
+/// After a probe that failed: whoever puts right what was wrong sees that soon, and a sandbox that stays broken costs
+/// little more than one that works.
+const PROBE_AGAIN: Duration = Duration::from_secs(2);
+
 /// The connection under a session, and its socket.
 #[derive(Debug)]
 pub(super) struct Path {
@@ -105,8 +109,9 @@ impl Control {
                 },
                 () = self.outbox.changed() => {},
                 health = self.probes.done() => {
+                    let again = if is_good(&health) { Duration::MAX } else { PROBE_AGAIN };
                     self.outbox.health(health);
-                    self.probes.plan(self.tuning.probe_every);
+                    self.probes.plan(self.tuning.probe_every.min(again));
                     self.probes.start_if_wanted(&self.tools);
                 },
                 () = tokio::time::sleep_until(probe_at) => {
@@ -285,6 +290,10 @@ impl Probes {
         };
         Health { nonce: self.nonce, ..health }
     }
+}
+
+fn is_good(health: &Health) -> bool {
+    [&health.exec, &health.filesystem].iter().all(|result| result.as_ref().is_some_and(|result| result.ok))
 }
 
 fn failed(message: &str) -> Health {

@@ -1,10 +1,10 @@
-//! Writes, syncs, reads and removes a file in the workspace.
+//! Writes, syncs, reads and removes a file in the workspace, once that is known to be the one of the start.
 
 use std::{
     fs::OpenOptions,
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::millis;
+use crate::workspace::{self, Workspace};
 
 /// Threads that may hang in the workspace's mount at once. One would do to know; the others allow for a mount
 /// that comes back while one of them is beyond help.
@@ -26,14 +27,14 @@ const PREFIX: &str = ".holdfast-probe-";
 
 #[derive(Debug)]
 pub(super) struct FilesystemProbe {
-    workspace: PathBuf,
+    workspace: Workspace,
     /// Threads inside a system call on the workspace now.
     inside: Arc<AtomicUsize>,
 }
 
 /// What failed: the call, its target, and what the system said.
 #[derive(Debug, thiserror::Error)]
-#[error("{call} {}: {source}", path.display())]
+#[error("{call} {}", workspace::explain(path, source))]
 struct Failure {
     call: &'static str,
     path: PathBuf,
@@ -41,7 +42,7 @@ struct Failure {
 }
 
 impl FilesystemProbe {
-    pub(super) fn new(workspace: PathBuf) -> Self {
+    pub(super) fn new(workspace: Workspace) -> Self {
         Self { workspace, inside: Arc::default() }
     }
 
@@ -53,14 +54,14 @@ impl FilesystemProbe {
     async fn run(
         &self,
         deadline: Instant,
-        probe: impl FnOnce(&Path) -> Result<(), Failure> + Send + 'static,
+        probe: impl FnOnce(&Workspace) -> Result<(), Failure> + Send + 'static,
     ) -> ProbeResult {
         let started = Instant::now();
         let result = |ok, errno, message| ProbeResult { ok, errno, message, took_ms: millis(started) };
         let Some(inside) = Inside::enter(&self.inside) else {
             let message = format!(
                 "{}: {MAX_STUCK} earlier probes still hang in the file system and cannot be stopped",
-                self.workspace.display()
+                self.workspace.path().display()
             );
             return result(false, rustix::io::Errno::TIMEDOUT.raw_os_error(), message);
         };
@@ -78,7 +79,7 @@ impl FilesystemProbe {
             Err(_) => {
                 let message = format!(
                     "{}: no answer within {:.1} s: the file system hangs",
-                    self.workspace.display(),
+                    self.workspace.path().display(),
                     started.elapsed().as_secs_f64()
                 );
                 result(false, rustix::io::Errno::TIMEDOUT.raw_os_error(), message)
@@ -105,10 +106,12 @@ impl Drop for Inside {
     }
 }
 
-fn write_and_read(workspace: &Path) -> Result<(), Failure> {
+fn write_and_read(workspace: &Workspace) -> Result<(), Failure> {
+    let path = workspace.path();
+    workspace.check().map_err(|source| Failure { call: "looking at", path: path.to_owned(), source })?;
     // Unique: a copy of this sandbox, or another mount of the same volume, may be probing too.
     let token = Uuid::new_v4().to_string();
-    let path = workspace.join(format!("{PREFIX}{token}"));
+    let path = path.join(format!("{PREFIX}{token}"));
     let failed = |call| {
         let path = path.clone();
         move |source| Failure { call, path, source }
@@ -151,7 +154,7 @@ mod tests {
     #[tokio::test]
     async fn a_good_workspace_passes_and_stays_clean() {
         let dir = tempfile::tempdir().unwrap();
-        let result = FilesystemProbe::new(dir.path().to_owned()).probe(in_a_second()).await;
+        let result = FilesystemProbe::new(Workspace::at(dir.path().to_owned())).probe(in_a_second()).await;
         assert!(result.ok, "{result:?}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -160,17 +163,33 @@ mod tests {
     async fn a_workspace_that_is_gone_is_named_with_its_errno() {
         let dir = tempfile::tempdir().unwrap();
         let gone = dir.path().join("workspace");
-        let result = FilesystemProbe::new(gone.clone()).probe(in_a_second()).await;
+        let result = FilesystemProbe::new(Workspace::at(gone.clone())).probe(in_a_second()).await;
         assert!(!result.ok);
         assert_eq!(result.errno, rustix::io::Errno::NOENT.raw_os_error());
-        assert!(result.message.contains("creating") && result.message.contains(gone.to_str().unwrap()));
+        assert!(result.message.contains("looking at") && result.message.contains(gone.to_str().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn an_empty_directory_in_its_place_is_not_the_workspace() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("workspace");
+        std::fs::create_dir(&path).unwrap();
+        let probe = FilesystemProbe::new(Workspace::at(path.clone()));
+        std::fs::rename(&path, dir.path().join("away")).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let result = probe.probe(in_a_second()).await;
+        assert_eq!(result.errno, rustix::io::Errno::STALE.raw_os_error());
+        assert!(result.message.contains(path.to_str().unwrap()), "{result:?}");
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::rename(dir.path().join("away"), &path).unwrap();
+        assert!(probe.probe(in_a_second()).await.ok);
     }
 
     #[tokio::test]
     async fn a_read_only_workspace_fails_for_whoever_is_not_root() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o500)).unwrap();
-        let result = FilesystemProbe::new(dir.path().to_owned()).probe(in_a_second()).await;
+        let result = FilesystemProbe::new(Workspace::at(dir.path().to_owned())).probe(in_a_second()).await;
         let expected =
             if rustix::process::geteuid().is_root() { 0 } else { rustix::io::Errno::ACCESS.raw_os_error() };
         assert_eq!(result.errno, expected, "{result:?}");
@@ -178,7 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_hung_file_system_costs_a_few_threads_and_no_more() {
-        let probe = FilesystemProbe::new(PathBuf::from("/nowhere"));
+        let probe = FilesystemProbe::new(Workspace::at(PathBuf::from("/nowhere")));
         let stuck: Vec<_> = (0..MAX_STUCK).map(|_| Inside::enter(&probe.inside).unwrap()).collect();
         let result = probe.probe(in_a_second()).await;
         assert!(!result.ok && result.message.contains("still hang"), "{result:?}");
@@ -193,10 +212,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_probe_that_hangs_is_given_up_at_its_deadline_and_counted_until_it_returns() {
-        let probe = FilesystemProbe::new(PathBuf::from("/mnt/dead"));
+        let probe = FilesystemProbe::new(Workspace::at(PathBuf::from("/mnt/dead")));
         let (release, hang) = std::sync::mpsc::sync_channel::<()>(0);
         let soon = Instant::now() + Duration::from_millis(50);
-        let hanging = move |_: &Path| {
+        let hanging = move |_: &Workspace| {
             hang.recv().ok();
             Ok(())
         };

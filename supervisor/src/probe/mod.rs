@@ -7,7 +7,7 @@
 
 mod filesystem;
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use holdfast_wire::{
     control::{Health, ProbeResult},
@@ -15,7 +15,10 @@ use holdfast_wire::{
 };
 use tokio::time::Instant;
 
-use crate::execs::{Execs, SpoolUsage};
+use crate::{
+    execs::{Execs, SpoolUsage},
+    workspace::Workspace,
+};
 use filesystem::FilesystemProbe;
 
 /// Probes one sandbox.
@@ -27,7 +30,7 @@ pub(crate) struct Prober {
 impl Prober {
     /// Probes files in `workspace`.
     #[must_use]
-    pub(crate) fn new(workspace: PathBuf) -> Self {
+    pub(crate) fn new(workspace: Workspace) -> Self {
         Self { filesystem: Arc::new(FilesystemProbe::new(workspace)) }
     }
 

@@ -4,6 +4,7 @@
 //! supervisors (they outlive their gateway by design) and what runs in them. Nothing is awaited by sleeping: the
 //! gateway says when it listens, commands are awaited with a bound that fails the test.
 
+mod broken;
 pub(crate) mod cleanup;
 mod command;
 mod gateway;
@@ -14,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use broken::broken_resume;
 pub use command::{Cli, Finished, Running};
 pub use gateway::{Gateway, resident_kib};
 pub use look::{eventually, exec_id_of, is_running, start_argv};
@@ -107,6 +109,24 @@ impl Cluster {
     pub async fn create(&self, name: &str) -> anyhow::Result<()> {
         self.command(["create", name, "--wait"]).run().await?.success()?;
         Ok(())
+    }
+
+    /// Waits until a sandbox is in a state.
+    pub async fn wait_for(&self, name: &str, state: &str, within: &str) -> anyhow::Result<()> {
+        self.command(["wait", name, "--for", state, "--timeout", within]).run().await?.success()?;
+        Ok(())
+    }
+
+    /// A sandbox as `holdfast get -o json` shows it.
+    pub async fn get(&self, name: &str) -> anyhow::Result<serde_json::Value> {
+        self.command(["get", name, "-o", "json"]).run().await?.success()?.json()
+    }
+
+    /// Where the local driver keeps the workspace of the sandbox `name`.
+    pub async fn workspace(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let sandbox = self.get(name).await?;
+        let id = sandbox["id"].as_str().ok_or_else(|| anyhow::anyhow!("no id in {sandbox}"))?;
+        Ok(self.data_dir().join("sandboxes").join(id).join("workspace"))
     }
 
     /// The supervisor's process of the sandbox `name`, as the driver recorded it.

@@ -17,7 +17,7 @@ use holdfast_gateway::{
     execs::{AttachOutput, Attached, CallerInfo},
 };
 use holdfast_wire::{
-    api::{AttachRequest, OutputStream, attach_request, outcome::Kind},
+    api::{AttachRequest, OnPause, OutputStream, attach_request, outcome::Kind},
     ids::ExecId,
     timing,
 };
@@ -148,6 +148,7 @@ pub async fn call(plan: Plan, mut door: Door) -> Record {
             stdin: plan.script.stdin().is_some(),
             stdout_offset: 0,
             stderr_offset: 0,
+            on_pause: OnPause::Notice,
         }),
         stdin: plan.script.stdin().cloned(),
         record: Record {

@@ -20,12 +20,15 @@ use holdfast_gateway::{
     sandboxes::{self, Bootstrapper},
     sessions::CertificateSigner,
     store::FakeStore,
+    wall::Wall,
 };
 use holdfast_wire::{
     ids::{Generation, SandboxId},
     timing::Tuning,
     transport::{Profile, Role, Socket},
 };
+use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -39,7 +42,7 @@ pub const PORT: u16 = 7443;
 /// The name that supervisors dial.
 pub const NAME: &str = "gateway.sim";
 
-/// The wall clock stands still while the paused one runs: certificates must outlive any test by their first day.
+/// The machine's wall clock stands still while the paused one runs: certificates must outlive any test by their first day.
 const VALIDITY: Duration = Duration::from_secs(300 * 24 * 3600);
 
 /// What every life of the gateway has in common.
@@ -50,6 +53,8 @@ pub struct Site {
     identities: Arc<Issuer>,
     store: FakeStore,
     machine: FakeMachine,
+    /// Runs with the paused clock over all lives of the gateway.
+    wall: Wall,
 }
 
 impl Site {
@@ -71,6 +76,7 @@ impl Site {
             identities: Arc::new(Issuer { identities, issued: Mutex::default() }),
             store: FakeStore::new(),
             machine: FakeMachine::new(),
+            wall: Wall::Simulated { began: Instant::now(), at: Timestamp::now() },
         })
     }
 
@@ -114,7 +120,7 @@ impl Site {
             }),
             profile: Profile::new(Role::Gateway),
             tuning: Tuning::default(),
-            settings: sandboxes::Settings::default(),
+            settings: sandboxes::Settings { wall: self.wall, ..sandboxes::Settings::default() },
         })
         .await?;
         Ok(Life {

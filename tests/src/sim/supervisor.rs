@@ -1,5 +1,5 @@
 //! One simulated sandbox from within: a host on the network, and one life after another of the real supervisor's
-//! link and execs on it. Commands are scripts, files are not probed, and the clocks never jump.
+//! link and execs on it. Commands are scripts, files are not probed, and the clocks jump only where a scenario pauses.
 
 use std::{
     collections::HashMap,
@@ -14,6 +14,7 @@ use futures::future::BoxFuture;
 use holdfast_certs::{BundleFiles, CertificateBundle};
 use holdfast_drivers::Bootstrap;
 use holdfast_supervisor::{
+    clocks::{Clocks, Reading},
     execs::{
         Execs, ExecsConfig, SpoolUsage,
         spawn::{FakeSpawner, SpawnError, SpawnRequest, Spawned, Spawner},
@@ -48,6 +49,7 @@ pub struct Inside {
     spawner: Counting,
     seed: u64,
     life: Option<Life>,
+    clocks: Option<StillClocks>,
     /// When earlier supervisors ended without having ended their commands.
     pub deaths: Vec<Instant>,
 }
@@ -80,6 +82,8 @@ pub struct Place<'a> {
     pub dir: &'a Path,
     /// Of its random delays.
     pub seed: u64,
+    /// Its clocks can be told that the machine stood still. They are looked at each second, which makes hours long.
+    pub stands_still: bool,
 }
 
 impl Inside {
@@ -88,7 +92,7 @@ impl Inside {
     /// # Errors
     /// When its files cannot be written.
     pub fn new(place: Place<'_>) -> anyhow::Result<Self> {
-        let Place { net, host, gateway, sandbox, generation, bootstrap, dir, seed } = place;
+        let Place { net, host, gateway, sandbox, generation, bootstrap, dir, seed, stands_still } = place;
         let dir = dir.join(sandbox.to_string());
         let identity = dir.join("identity");
         std::fs::create_dir_all(&identity)?;
@@ -109,6 +113,7 @@ impl Inside {
             spawner: Counting::default(),
             seed,
             life: None,
+            clocks: stands_still.then(StillClocks::default),
             deaths: Vec::new(),
         })
     }
@@ -135,6 +140,13 @@ impl Inside {
     #[must_use]
     pub fn commands(&self) -> usize {
         self.spawner.fake.alive()
+    }
+
+    /// Its machine stood still for so long, as its clocks will show.
+    pub fn stood_still(&self, away: Duration) {
+        if let Some(clocks) = &self.clocks {
+            *clocks.still.lock().unwrap_or_else(PoisonError::into_inner) += away;
+        }
     }
 
     /// Where the link stands.
@@ -210,7 +222,7 @@ impl Inside {
         let seams = Seams {
             sockets: Arc::clone(&network) as _,
             resolver: network,
-            clocks: None,
+            clocks: self.clocks.clone().map(|clocks| Arc::new(clocks) as _),
             profile: Profile::new(Role::Supervisor),
             seed: self.seed.wrapping_add(number + self.deaths.len() as u64),
         };
@@ -259,6 +271,27 @@ impl Resolver for Network {
             return Err(ResolveError::Lookup { host: host.to_owned(), reason: "no such name".to_owned() });
         }
         Ok(vec![self.net.address(self.gateway)])
+    }
+}
+
+/// Clocks of a machine that can have stood still: tokio's is the one that a suspension stops.
+#[derive(Clone, Debug)]
+struct StillClocks {
+    began: Instant,
+    still: Arc<Mutex<Duration>>,
+}
+
+impl Default for StillClocks {
+    fn default() -> Self {
+        Self { began: Instant::now(), still: Arc::default() }
+    }
+}
+
+impl Clocks for StillClocks {
+    fn read(&self) -> Reading {
+        let monotonic = self.began.elapsed();
+        let running = monotonic + *self.still.lock().unwrap_or_else(PoisonError::into_inner);
+        Reading { monotonic, boottime: running, realtime: running }
     }
 }
 

@@ -49,13 +49,15 @@ pub struct Plot {
     pub nat: bool,
     /// Both directions of each sandbox's path.
     pub path: Impairments,
+    /// Sandboxes are paused in it, so that their clocks jump.
+    pub pauses: bool,
 }
 
 impl Plot {
     /// One sandbox behind a NAT box, on a good path.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { seed, sandboxes: 1, nat: true, path: Impairments::good() }
+        Self { seed, sandboxes: 1, nat: true, path: Impairments::good(), pauses: false }
     }
 }
 
@@ -181,6 +183,7 @@ impl World {
             bootstrap: self.site.issued(id).context("the driver was given a bootstrap")?,
             dir: self.dir.path(),
             seed: self.plot.seed.wrapping_mul(1_000_003).wrapping_add(number as u64),
+            stands_still: self.plot.pauses,
         })?;
         inside.start().await?;
         self.sandboxes.push(Sandbox { id, host, inside, silences: Vec::new(), rivals: Vec::new() });
@@ -377,6 +380,57 @@ impl World {
         let address = self.fresh_address(10);
         self.note(format!("sandbox {sandbox}: its host is {address} now"));
         self.net.readdress(self.sandboxes[sandbox].host, address);
+    }
+
+    /// A sandbox is paused, and returns once its driver has frozen it. Frozen means here that nothing leaves or
+    /// reaches it: its tasks share the runtime with all others, and cannot be held.
+    ///
+    /// # Errors
+    /// When it cannot be paused.
+    pub async fn pause(&mut self, sandbox: usize) -> anyhow::Result<()> {
+        self.note(format!("sandbox {sandbox}: paused"));
+        let (id, host) = (self.sandboxes[sandbox].id, self.sandboxes[sandbox].host);
+        self.gateway()?.core.sandboxes.pause(&id.to_string()).await?;
+        self.phase(sandbox, Phase::Paused, Duration::from_secs(5)).await?;
+        self.net.blackhole(host, Way::Both, true);
+        Ok(())
+    }
+
+    /// A paused sandbox is resumed: its path is back, and its clocks show how long it was away.
+    ///
+    /// # Errors
+    /// When it cannot be resumed.
+    pub async fn resume(&mut self, sandbox: usize, away: Duration) -> anyhow::Result<()> {
+        self.note(format!("sandbox {sandbox}: resumed after {away:?}"));
+        let (id, host) = (self.sandboxes[sandbox].id, self.sandboxes[sandbox].host);
+        self.gateway()?.core.sandboxes.resume(&id.to_string()).await?;
+        self.net.blackhole(host, Way::Both, false);
+        self.sandboxes[sandbox].inside.stood_still(away);
+        Ok(())
+    }
+
+    /// Waits until a sandbox is in a phase.
+    ///
+    /// # Errors
+    /// When that takes longer.
+    pub async fn phase(&self, sandbox: usize, phase: Phase, within: Duration) -> anyhow::Result<()> {
+        let id = self.sandboxes[sandbox].id;
+        let handle = self.gateway()?.core.sandboxes.by_id(id).context("the sandbox is known")?;
+        let mut view = handle.view();
+        let reached = tokio::time::timeout(within, view.wait_for(|view| view.phase == phase)).await;
+        match reached {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let now = handle.now();
+                anyhow::bail!(
+                    "sandbox {sandbox} is {:?} ({}: {}), not {phase:?}, after {within:?}\n{}",
+                    now.phase,
+                    now.reason,
+                    now.message,
+                    self.story()
+                )
+            }
+        }
     }
 
     /// A gateway starts where none runs.

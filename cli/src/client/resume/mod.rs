@@ -21,8 +21,8 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::Bytes;
 use holdfast_wire::{
     api::{
-        AttachEvent, AttachOpen, AttachRequest, Detach, ExecEnded, ExecInfo, ExecSpec, Gap, OutputAck,
-        OutputData, OutputStream, TerminalSize, attach_event, attach_request::Kind,
+        AttachEvent, AttachOpen, AttachRequest, Detach, ExecEnded, ExecInfo, ExecSpec, Gap, OnPause,
+        OutputAck, OutputData, OutputStream, TerminalSize, attach_event, attach_request::Kind,
     },
     ids::ExecId,
     limits,
@@ -50,6 +50,8 @@ pub struct Target {
     pub stdout_offset: u64,
     /// Likewise stderr.
     pub stderr_offset: u64,
+    /// What a pause of the sandbox means to this caller.
+    pub on_pause: OnPause,
 }
 
 /// What a caller sees of an attached exec.
@@ -192,6 +194,7 @@ impl Resume {
                 stdin_writer: self.stdin.is_some(),
                 explicit_acks: true,
                 start_deadline,
+                on_pause: self.target.on_pause.into(),
             })),
         }
     }

@@ -14,6 +14,7 @@ fn target(stdin: bool) -> Target {
         stdin,
         stdout_offset: 0,
         stderr_offset: 0,
+        on_pause: OnPause::Notice,
     }
 }
 

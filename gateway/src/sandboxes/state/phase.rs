@@ -37,17 +37,26 @@ impl State {
         match (&self.failure, self.call) {
             (Some(failed), _) => told(Phase::Deleting, failed.failure.reason, &failed.failure.message),
             (None, Some(Call::Stop { .. })) => told(Phase::Deleting, "StoppingWorkload", ""),
+            (None, _) if self.wanted.why == Why::Expired => {
+                told(Phase::Deleting, "Expired", "its time to live is over")
+            }
             (None, _) => told(Phase::Deleting, "DeleteRequested", ""),
         }
     }
 
     fn stopping(&self) -> Told {
+        let (reason, message) = match self.wanted.why {
+            Why::Idle => {
+                ("IdleStop", "nothing happened in it for as long as was agreed: `start` runs it again")
+            }
+            Why::Asked | Why::Expired => ("StopRequested", ""),
+        };
         if !self.may_live() && !self.is_calling() {
-            return told(Phase::Stopped, "StopRequested", "");
+            return told(Phase::Stopped, reason, message);
         }
         match &self.failure {
             Some(failed) => told(Phase::Stopping, failed.failure.reason, &failed.failure.message),
-            None => told(Phase::Stopping, "StopRequested", ""),
+            None => told(Phase::Stopping, reason, message),
         }
     }
 

@@ -10,6 +10,7 @@ const BOOT: Duration = Duration::from_secs(60);
 fn wanted(desired: Desired) -> Wanted {
     Wanted {
         desired,
+        why: Why::Asked,
         grace: Duration::from_secs(5),
         generation: Generation(1),
         made: Generation(0),

@@ -17,7 +17,7 @@ impl Task {
     }
 
     /// Makes a wish the stored one. Legal in every phase, but for what a deletion has made pointless.
-    async fn want(&mut self, ask: Ask) -> Result<(), CallError> {
+    pub(super) async fn want(&mut self, ask: Ask) -> Result<(), CallError> {
         let Some(wanted) = self.wish(ask)? else { return Ok(()) };
         let event = match ask {
             Ask::Start => reason::START_REQUESTED,
@@ -25,9 +25,26 @@ impl Task {
             Ask::Pause => reason::PAUSE_REQUESTED,
             Ask::Resume => reason::RESUME_REQUESTED,
             Ask::Delete { .. } => reason::DELETE_REQUESTED,
+            Ask::Update { .. } => reason::UPDATED,
+            Ask::IdleStop { .. } => reason::IDLE_STOPPED,
+            Ask::Expire => reason::EXPIRED,
         };
-        self.write(wanted).await?;
-        self.event(event, "");
+        let message = match ask {
+            Ask::Update { ttl, idle_stop } => return self.update(ttl, idle_stop).await,
+            Ask::IdleStop { idle } => {
+                format!("nothing happened in it for {}; its workspace is kept", spoken(idle))
+            }
+            Ask::Expire => {
+                let at = self.record.expires_at.unwrap_or_default();
+                format!("its time to live was over at {at:.0}; it is deleted")
+            }
+            _ => String::new(),
+        };
+        self.write(wanted, None).await?;
+        self.event(event, message);
+        if matches!(ask, Ask::Start | Ask::Resume) {
+            self.activity.touch();
+        }
         if ask == Ask::Pause {
             self.paused_at = Some(Instant::now());
             // Before the freeze, so that its calls can be told.
@@ -43,12 +60,26 @@ impl Task {
         let (now, view) = (self.state.wanted, self.view.borrow().clone());
         let driver = self.core.parts.driver.as_ref();
         let can = driver.capabilities();
+        let now = Wanted { why: Why::Asked, ..now };
         let running = Wanted { desired: Desired::Running, ..now };
         let anew = Wanted { generation: now.generation.next(), ..running };
         let wrong = |attempted| Err(view.refusal(Reason::WrongPhase, attempted));
         Ok(match (ask, now.desired) {
             (Ask::Delete { .. }, Desired::Deleted) => None,
             (Ask::Delete { grace }, _) => Some(Wanted { desired: Desired::Deleted, grace, ..now }),
+            (Ask::Expire, Desired::Deleted) => None,
+            (Ask::Expire, _) => Some(Wanted { desired: Desired::Deleted, why: Why::Expired, ..now }),
+            (Ask::IdleStop { .. }, Desired::Running) => {
+                let grace = holdfast_wire::timing::KILL_GRACE;
+                Some(Wanted { desired: Desired::Stopped, why: Why::Idle, grace, ..now })
+            }
+            (Ask::IdleStop { .. }, _) => None,
+            (Ask::Update { .. }, Desired::Deleted) => return wrong("changing its lifetime"),
+            (Ask::Update { idle_stop: Some(idle), .. }, _) if !idle.is_zero() && !can.stop_start => {
+                return Err(unsupported(driver, Verb::Stop));
+            }
+            // What is wanted of its workload stays as it is, and why.
+            (Ask::Update { .. }, _) => Some(self.state.wanted),
             (Ask::Start, Desired::Deleted) => return wrong("starting"),
             (Ask::Start | Ask::Stop { .. } | Ask::Pause | Ask::Resume, _) if now.foreign => {
                 return wrong("changing another driver's sandbox");
@@ -77,18 +108,50 @@ impl Task {
         })
     }
 
+    /// Agrees on another lifetime, from now on.
+    async fn update(&mut self, ttl: Option<Duration>, idle_stop: Option<Duration>) -> Result<(), CallError> {
+        let now = self.clocks(Instant::now());
+        let mut record = SandboxRecord::clone(&self.record);
+        if let Some(ttl) = ttl {
+            record.spec.ttl = ttl.try_into().ok().filter(|_| !ttl.is_zero());
+            record.expires_at = now.wall.checked_add(ttl).ok().filter(|_| !ttl.is_zero());
+        }
+        if let Some(idle) = idle_stop {
+            record.spec.idle_stop = idle.try_into().ok().filter(|_| !idle.is_zero());
+            record.active_at = (!idle.is_zero()).then_some(now.wall);
+        }
+        self.write(self.state.wanted, Some(record)).await?;
+        self.activity.touch();
+        let expires = match self.record.expires_at {
+            Some(at) => format!("it is deleted at {at:.0}"),
+            None => "it has no time to live".to_owned(),
+        };
+        let idle = match super::idle_stop(&self.record.spec) {
+            Some(idle) => format!("it is stopped after {} without activity", spoken(idle)),
+            None => "it is not stopped for being idle".to_owned(),
+        };
+        self.event(reason::UPDATED, format!("{expires}; {idle}"));
+        Ok(())
+    }
+
     /// Stores what is wanted, then wants it. Somebody else may have written meanwhile: then theirs is taken over,
-    /// and the caller decides again.
-    async fn write(&mut self, wanted: Wanted) -> Result<(), CallError> {
-        let record = self.as_record(wanted);
+    /// and the caller decides again. `changed`: the rest of the record is another one too.
+    async fn write(&mut self, wanted: Wanted, changed: Option<SandboxRecord>) -> Result<(), CallError> {
+        let record = match changed {
+            Some(changed) => Self::with(changed, wanted),
+            None => self.as_record(wanted),
+        };
         match self.core.parts.store.update(&record).await {
             Ok(version) => {
                 if record.generation > self.record.generation {
                     self.replaced = Some(self.state.newest());
                 }
                 self.record = Arc::new(SandboxRecord { version, ..record });
-                self.state.on_wanted(wanted);
-                self.delays = delays();
+                self.lifetime.agree(self.record.expires_at, super::idle_stop(&self.record.spec));
+                if wanted != self.state.wanted {
+                    self.state.on_wanted(wanted);
+                    self.delays = delays();
+                }
                 Ok(())
             }
             Err(error @ StoreError::Stale { .. }) => {
@@ -100,13 +163,18 @@ impl Task {
     }
 
     fn as_record(&self, wanted: Wanted) -> SandboxRecord {
+        Self::with(SandboxRecord::clone(&self.record), wanted)
+    }
+
+    fn with(record: SandboxRecord, wanted: Wanted) -> SandboxRecord {
         SandboxRecord {
             desired: wanted.desired,
+            why: wanted.why,
             grace: wanted.grace,
             generation: wanted.generation,
             made: wanted.made,
             attached: wanted.attached,
-            ..SandboxRecord::clone(&self.record)
+            ..record
         }
     }
 
@@ -115,6 +183,7 @@ impl Task {
             Ok(Some(record)) => {
                 tracing::warn!(sandbox = %record.id, version = record.version, "somebody else wrote this sandbox");
                 self.state.on_wanted(wanted(&record, self.core.parts.driver.name()));
+                self.lifetime.agree(record.expires_at, super::idle_stop(&record.spec));
                 self.record = Arc::new(record);
             }
             Ok(None) => self.state.on_forgotten(),
@@ -137,4 +206,12 @@ impl Task {
             }
         }
     }
+}
+
+/// A span as people write it: `1h 30m`, `45s`.
+fn spoken(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let text: Vec<_> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect();
+    if text.is_empty() { "0s".to_owned() } else { text.join(" ") }
 }

@@ -12,11 +12,14 @@ use holdfast_wire::{
     ids::{Epoch, SandboxId},
     transport::{Connection, Dialer, Listener, Profile, Role, ServerKeys},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::FakeWire;
-use crate::sessions::{Hello, Session};
+use crate::{
+    sandboxes::Activity,
+    sessions::{Hello, Session},
+};
 
 /// Makes sessions.
 #[derive(Debug)]
@@ -61,6 +64,13 @@ impl FakeSessions {
         epoch: Epoch,
         hello: Hello,
     ) -> (Session, mpsc::Receiver<Down>) {
-        Session::new(sandbox, epoch, hello, self.connection.clone(), CancellationToken::new())
+        Session::new(
+            sandbox,
+            epoch,
+            hello,
+            self.connection.clone(),
+            Activity::new(Instant::now()),
+            CancellationToken::new(),
+        )
     }
 }
