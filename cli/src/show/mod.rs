@@ -152,8 +152,10 @@ impl Row for Attached {
             "heard",
             "lost",
             "moved",
+            "rebound",
             "dials",
             "last dial",
+            "last change of path",
             "relays",
             "spool",
         ]
@@ -162,7 +164,7 @@ impl Row for Attached {
     fn cells(&self, _: bool) -> Vec<String> {
         let mut cells = vec![self.sandbox.clone(), self.phase.clone()];
         let Some(session) = &self.session else {
-            cells.extend(std::iter::repeat_n("-".to_owned(), 10));
+            cells.extend(std::iter::repeat_n("-".to_owned(), 12));
             return cells;
         };
         let ms = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
@@ -173,12 +175,20 @@ impl Row for Attached {
             ms(session.last_heard_ms),
             format!("{}/{}", session.lost_packets, session.sent_packets),
             session.migrations.to_string(),
+            session.rebinds.to_string(),
             session.dials.to_string(),
             match session.last_away_ms {
                 Some(away) if away > 0.0 => {
                     format!("{}, away {:.1} s", dash(&session.last_dial_reason), away / 1000.0)
                 }
                 _ => dash(&session.last_dial_reason),
+            },
+            match &session.last_path_change_at {
+                // To the second.
+                Some(at) => {
+                    format!("{}, {}", dash(&session.last_path_change), at.split('.').next().unwrap_or(at))
+                }
+                None => dash(&session.last_path_change),
             },
             session.open_relays.to_string(),
             bytes(session.spool_bytes),

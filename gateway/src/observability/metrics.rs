@@ -48,6 +48,10 @@ fn describe() {
         "holdfast_session_migrations_total",
         "Changes of a supervisor's address while its session lived"
     );
+    counter!(
+        "holdfast_session_rebinds_total",
+        "New UDP sockets that supervisors took for their sessions, by reason"
+    );
     counter!("holdfast_chaos_total", "Faults that admins ordered, by kind");
     counter!("holdfast_handshakes_total", "QUIC handshakes, by result");
     gauge!("holdfast_relays_open", "Relays open now");

@@ -112,6 +112,7 @@ impl Bench {
             dial_reason: "start".to_owned(),
             dial: self.dials,
             away: Duration::ZERO,
+            rebinds: 0,
             execs: 0,
         }
     }

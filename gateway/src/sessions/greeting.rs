@@ -129,6 +129,7 @@ pub(super) fn check(peer: &Peer, hello: control::Hello) -> Result<Hello, Refused
         capabilities: hello.capabilities,
         dial_reason: hello.dial_reason,
         dial: hello.dial,
+        rebinds: hello.rebinds,
         away: Duration::from_millis(hello.away_ms),
         execs: hello.execs,
     })
@@ -137,6 +138,16 @@ pub(super) fn check(peer: &Peer, hello: control::Hello) -> Result<Hello, Refused
 /// Why it dialled, as a metric's label: one of a few words, whatever was said.
 pub(super) fn reason_label(reason: &str) -> &'static str {
     for word in ["start", "lost", "suspect", "go away", "renewed", "resumed"] {
+        if reason.starts_with(word) {
+            return word;
+        }
+    }
+    "other"
+}
+
+/// Why it took a new socket, likewise.
+pub(super) fn rebind_label(reason: &str) -> &'static str {
+    for word in ["silence", "network changed", "on request"] {
         if reason.starts_with(word) {
             return word;
         }

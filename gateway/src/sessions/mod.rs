@@ -103,6 +103,8 @@ pub struct Hello {
     pub dial_reason: String,
     /// Counts its dials: of two connections of one instance the higher is newer.
     pub dial: u64,
+    /// How often it has moved a connection to a new socket.
+    pub rebinds: u64,
     /// How long it was without a session.
     pub away: Duration,
     /// How many execs it keeps.
@@ -140,6 +142,12 @@ struct Inner {
     proven: watch::Sender<control::Health>,
 }
 
+/// How a change of the path begins that the supervisor made itself.
+const REBOUND: &str = "rebound";
+
+/// A new address within this after a rebind is that rebind's.
+const SAME_MOVE: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
+
 /// What was last seen of the path.
 struct Heard {
     datagrams: u64,
@@ -148,6 +156,9 @@ struct Heard {
     at: Instant,
     remote: SocketAddr,
     migrations: u64,
+    rebinds: u64,
+    /// What happened to the path last, and when; `None` since it was dialled.
+    changed: Option<(String, jiff::Timestamp)>,
 }
 
 impl Session {
@@ -161,6 +172,7 @@ impl Session {
     ) -> (Self, mpsc::Receiver<Down>) {
         let (down, queue) = mpsc::channel(DOWN_QUEUE);
         let (datagrams, remote) = sample(&connection);
+        let rebinds = hello.rebinds;
         let session = Self {
             inner: Arc::new(Inner {
                 id: SessionId::random(),
@@ -176,7 +188,15 @@ impl Session {
                 reported: watch::channel(false).0,
                 lost: OnceLock::new(),
                 token,
-                heard: Mutex::new(Heard { datagrams, echoes: 0, at: Instant::now(), remote, migrations: 0 }),
+                heard: Mutex::new(Heard {
+                    datagrams,
+                    echoes: 0,
+                    at: Instant::now(),
+                    remote,
+                    migrations: 0,
+                    rebinds,
+                    changed: None,
+                }),
                 spool: Mutex::new((0, 0)),
                 probes: AtomicU64::new(0),
                 proven: watch::channel(control::Health::default()).0,
@@ -379,7 +399,12 @@ impl Session {
         let path = self.path();
         let (spool_bytes, spool_limit_bytes) = self.spool();
         let (migrations, last_heard) = (self.migrations(), self.last_heard());
-        let remote = self.heard().remote;
+        let (remote, rebinds, changed) = {
+            let heard = self.heard();
+            (heard.remote, heard.rebinds, heard.changed.clone())
+        };
+        let (last_path_change, changed_at) =
+            changed.unwrap_or_else(|| (format!("dialled: {}", self.hello().dial_reason), self.attached_at()));
         api::Session {
             session_id: self.id().to_string(),
             epoch: self.epoch().0,
@@ -401,6 +426,9 @@ impl Session {
             dials: self.hello().dial,
             last_dial_reason: self.hello().dial_reason.clone(),
             last_away: prost_types::Duration::try_from(self.hello().away).ok(),
+            rebinds,
+            last_path_change,
+            last_path_change_at: Some(std::time::SystemTime::from(changed_at).into()),
         }
     }
 
@@ -447,9 +475,28 @@ impl Session {
             heard.migrations += 1;
             tracing::info!(sandbox = %self.sandbox(), session = %self.id(), from = %heard.remote, to = %remote, "the path has moved");
             metrics::counter!("holdfast_session_migrations_total").increment(1);
+            // A rebind that was told already is the cause, and says more.
+            let rebound = heard.changed.as_ref().filter(|(what, at)| {
+                what.starts_with(REBOUND) && at.duration_until(jiff::Timestamp::now()) < SAME_MOVE
+            });
+            let what = match rebound {
+                Some((what, _)) => format!("{what}, from {} to {remote}", heard.remote),
+                None => format!("moved: from {} to {remote}", heard.remote),
+            };
+            heard.changed = Some((what, jiff::Timestamp::now()));
             heard.remote = remote;
         }
         datagrams
+    }
+
+    /// The supervisor has moved its connection to a new socket. Its count is believed as far as it grows.
+    fn note_rebound(&self, rebinds: u64, reason: &str) {
+        let label = greeting::rebind_label(reason);
+        metrics::counter!("holdfast_session_rebinds_total", "reason" => label).increment(1);
+        let mut heard = self.heard();
+        heard.rebinds = heard.rebinds.max(rebinds);
+        heard.changed = Some((format!("{REBOUND}: {reason}"), jiff::Timestamp::now()));
+        tracing::info!(sandbox = %self.sandbox(), session = %self.id(), reason, rebinds, "the supervisor has a new socket");
     }
 
     /// One of our heartbeats was answered.

@@ -210,6 +210,9 @@ impl Sessions {
                     tracing::info!(away_ms = resumed.away_ms, "the supervisor was away and is back");
                     handle.resumed(session.epoch(), Duration::from_millis(resumed.away_ms)).await;
                 }
+                Some(up::Body::Rebound(rebound)) => {
+                    session.note_rebound(rebound.rebinds, &cut(&rebound.reason))
+                }
                 Some(up::Body::Leaving(leaving)) => {
                     tracing::info!(reason = cut(&leaving.reason), "the supervisor is leaving");
                 }

@@ -17,7 +17,10 @@ mod outbox;
 mod renewal;
 mod task;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use holdfast_wire::{
     close::CloseCode,
@@ -30,7 +33,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::faults::{Faults, unless_stalled};
-use crate::{identity::Identity, link::net::Sockets, relays, work::Work};
+use crate::{
+    identity::Identity,
+    link::{net::Sockets, routes::Routes},
+    relays,
+    work::Work,
+};
 
 /// Control messages go before all relays' data.
 pub(crate) const CONTROL_PRIORITY: i32 = 100;
@@ -47,7 +55,10 @@ pub(crate) struct Tools {
     pub(crate) work: Arc<dyn Work>,
     pub(crate) identity: Identity,
     pub(crate) sockets: Arc<dyn Sockets>,
+    pub(crate) routes: Option<Arc<dyn Routes>>,
     pub(crate) faults: Faults,
+    /// How often this process has moved a connection to a new socket.
+    pub(crate) rebinds: Arc<AtomicU64>,
 }
 
 /// An attached connection, Welcome received, nothing served yet.
@@ -65,6 +76,8 @@ pub(crate) struct Session {
 pub(crate) enum Order {
     /// The machine stood still for so long: prove the path now.
     Prove { away: Duration },
+    /// This machine's network has changed: see whether the path leads elsewhere now.
+    Reroute,
     /// The supervisor stops and its execs have ended: say so, then close.
     Leave { reason: String },
 }

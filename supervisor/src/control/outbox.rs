@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use holdfast_wire::{
     api::ExecInfo,
-    control::{CertificateRequest, ExecReport, Health, Heartbeat, Leaving, Resumed, Up, up::Body},
+    control::{CertificateRequest, ExecReport, Health, Heartbeat, Leaving, Rebound, Resumed, Up, up::Body},
     limits,
 };
 use prost::Message;
@@ -26,6 +26,7 @@ pub(super) struct Outbox {
     echo: Option<u64>,
     beat: Option<u64>,
     resumed: Option<Resumed>,
+    rebound: Option<Rebound>,
     certificate: Option<CertificateRequest>,
     health: Option<Health>,
     leaving: Option<Leaving>,
@@ -38,6 +39,7 @@ impl Outbox {
             echo: None,
             beat: None,
             resumed: None,
+            rebound: None,
             certificate: None,
             health: None,
             leaving: None,
@@ -55,6 +57,10 @@ impl Outbox {
 
     pub(super) fn resumed(&mut self, away_ms: u64) {
         self.resumed = Some(Resumed { away_ms });
+    }
+
+    pub(super) fn rebound(&mut self, rebinds: u64, reason: String) {
+        self.rebound = Some(Rebound { rebinds, reason });
     }
 
     pub(super) fn certificate(&mut self, csr: Vec<u8>) {
@@ -79,6 +85,7 @@ impl Outbox {
         self.echo.is_none()
             && self.beat.is_none()
             && self.resumed.is_none()
+            && self.rebound.is_none()
             && self.certificate.is_none()
             && self.health.is_none()
             && self.leaving.is_none()
@@ -94,6 +101,7 @@ impl Outbox {
             .map(|seq| beat(seq, true))
             .or_else(|| self.beat.take().map(|seq| beat(seq, false)))
             .or_else(|| self.resumed.take().map(Body::Resumed))
+            .or_else(|| self.rebound.take().map(Body::Rebound))
             .or_else(|| self.certificate.take().map(Body::CertificateRequest))
             .or_else(|| self.execs.take(work).map(Body::Execs))
             .or_else(|| self.health.take().map(Body::Health))

@@ -1,6 +1,6 @@
 //! The control loop: what comes down the control stream, what the clock and the other rooms want, what goes up.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use holdfast_wire::{
     control::{Down, Health, ProbeResult, Up, down::Body},
@@ -19,7 +19,10 @@ use super::{
     outbox::Outbox,
     renewal::{Renewal, Step},
 };
-use crate::link::liveness::{Act, Liveness};
+use crate::link::{
+    liveness::{Act, Liveness},
+    routes::Route,
+};
 
 /// After a probe that failed: whoever puts right what was wrong sees that soon, and a sandbox that stays broken costs
 /// little more than one that works.
@@ -39,6 +42,8 @@ pub(super) struct Control {
     tools: Tools,
     tuning: Tuning,
     liveness: Liveness,
+    /// The way to the gateway when it was last looked at.
+    route: Option<Route>,
     /// How many relays are open.
     open: watch::Receiver<usize>,
     news: mpsc::Sender<News>,
@@ -58,8 +63,10 @@ impl Control {
         let now = Instant::now();
         let liveness = Liveness::new(tuning, path.connection.path().received_datagrams, now);
         tools.work.set_max_execs(tuning.max_execs);
+        let route = tools.routes.as_ref().and_then(|routes| routes.towards(path.connection.remote_address()));
         Self {
             liveness,
+            route,
             outbox: Outbox::new(&tools.work),
             probes: Probes::new(now),
             renewal: Renewal::new(tools.identity.clone()),
@@ -91,6 +98,7 @@ impl Control {
                 },
                 Some(order) = orders.recv() => match order {
                     Order::Prove { away } => self.prove(away),
+                    Order::Reroute => self.reroute(),
                     Order::Leave { reason } => break reason,
                 },
                 permit = up.reserve(), if !self.outbox.is_empty() => {
@@ -162,8 +170,8 @@ impl Control {
             }
             Some(Body::Resumed(resumed)) => self.prove(Duration::from_millis(resumed.away_ms)),
             Some(Body::Chaos(chaos)) => {
-                if let Some(act) = self.tools.faults.begin(&chaos) {
-                    self.act(act).await;
+                if self.tools.faults.begin(&chaos) == Some(Act::Rebind) {
+                    self.rebind("on request");
                 }
             }
             Some(Body::Welcome(_) | Body::Refuse(_)) => {
@@ -192,6 +200,39 @@ impl Control {
         self.probes.start_if_wanted(&self.tools);
     }
 
+    /// The network has changed. Where the way to the gateway is another one, or is there again, the connection moves
+    /// to a new socket and the path is proven: relays or not, before silence would have told.
+    fn reroute(&mut self) {
+        let Some(routes) = &self.tools.routes else { return };
+        let route = routes.towards(self.path.connection.remote_address());
+        if route == self.route {
+            return;
+        }
+        match &route {
+            Some(to) => {
+                tracing::info!(%to, "another way leads to the gateway now");
+                self.rebind(&format!("network changed: {to}"));
+                if let Act::Heartbeat { seq } = self.liveness.prove(Instant::now()) {
+                    self.outbox.beat(seq);
+                }
+            }
+            None => tracing::warn!("no way leads to the gateway any more"),
+        }
+        self.route = route;
+    }
+
+    fn rebind(&mut self, reason: &str) {
+        let socket = self.tools.sockets.towards(self.path.connection.remote_address());
+        match self.path.endpoint.rebind(socket) {
+            Ok(()) => {
+                let rebinds = self.tools.rebinds.fetch_add(1, Ordering::Relaxed) + 1;
+                tracing::info!(reason, rebinds, "moved the connection to a new socket");
+                self.outbox.rebound(rebinds, reason.to_owned());
+            }
+            Err(error) => tracing::warn!(%error, "no new socket to move the connection to"),
+        }
+    }
+
     async fn look(&mut self) {
         let path = self.path.connection.path();
         for act in self.liveness.look(path.received_datagrams, path.rtt, Instant::now()) {
@@ -202,14 +243,7 @@ impl Control {
     async fn act(&mut self, act: Act) {
         match act {
             Act::Heartbeat { seq } => self.outbox.beat(seq),
-            // Nothing is heard, or an operator wants to see it.
-            Act::Rebind => {
-                let socket = self.tools.sockets.towards(self.path.connection.remote_address());
-                match self.path.endpoint.rebind(socket) {
-                    Ok(()) => tracing::info!("moved the connection to a new socket"),
-                    Err(error) => tracing::warn!(%error, "no new socket to move the connection to"),
-                }
-            }
+            Act::Rebind => self.rebind("silence"),
             Act::Suspect => {
                 tracing::warn!("nothing is heard still: dialling a second connection beside this one");
                 self.tell(News::Suspect).await;

@@ -251,6 +251,7 @@ impl Greeting {
             dial_reason: order.reason.clone(),
             away_ms: u64::try_from(order.away.as_millis()).unwrap_or(u64::MAX),
             dial: order.dial.0,
+            rebinds: tools.rebinds.load(std::sync::atomic::Ordering::Relaxed),
         };
         self.say(up::Body::Hello(hello)).await?;
         self.hear("answer to the Hello", |body| match body {

@@ -3,7 +3,7 @@
 //! ```text
 //!   Link::start ──▶ task: state machine ──▶ dials (dial.rs) ──▶ sessions (crate::control)
 //!                     ▲   state.rs                                  │  liveness.rs, one each
-//!                     ├── clocks jumped                             │
+//!                     ├── clocks jumped, network changed            │
 //!                     └── news: suspect, recovered, go away ────────┘
 //!   Link::leave ──▶ Leaving, close, wait
 //! ```
@@ -15,6 +15,7 @@
 mod dial;
 pub(crate) mod liveness;
 pub(crate) mod net;
+pub(crate) mod routes;
 mod state;
 mod task;
 
@@ -35,6 +36,7 @@ use crate::{
 };
 pub use dial::Target;
 pub use net::{ResolveError, Resolver, Sockets, SystemResolver, SystemSockets};
+pub use routes::{Notices, Route, Routes, SystemRoutes};
 pub use state::Phase;
 
 /// Where the link meets the machine: a simulation brings its own.
@@ -46,6 +48,8 @@ pub struct Seams {
     pub resolver: Arc<dyn Resolver>,
     /// Clocks that show a suspension; `None` where time is simulated and nothing is ever suspended.
     pub clocks: Option<Arc<dyn Clocks>>,
+    /// What the machine tells of its network; `None` where there is no machine.
+    pub routes: Option<Arc<dyn Routes>>,
     /// QUIC's settings.
     pub profile: Profile,
     /// Of the random delays.
@@ -60,6 +64,7 @@ impl Seams {
             sockets: Arc::new(SystemSockets),
             resolver: Arc::new(SystemResolver::default()),
             clocks: Some(Arc::new(SystemClocks)),
+            routes: Some(Arc::new(SystemRoutes)),
             profile: Profile::new(Role::Supervisor),
             seed: rand::random(),
         }
@@ -104,7 +109,14 @@ impl Link {
         let faults = Faults::default();
         // Dials too: a path that is dark is dark for whatever this supervisor tries.
         seams.sockets = Arc::new(net::LosingSockets { inner: seams.sockets, lose: faults.lose.clone() });
-        let tools = Tools { work, identity, sockets: Arc::clone(&seams.sockets), faults };
+        let tools = Tools {
+            work,
+            identity,
+            sockets: Arc::clone(&seams.sockets),
+            routes: seams.routes.clone(),
+            faults,
+            rebinds: Arc::default(),
+        };
         let (sender, status) =
             watch::channel(Status { phase: Phase::Dialling, since: jiff::Timestamp::now() });
         let (leave, left) = mpsc::channel(1);

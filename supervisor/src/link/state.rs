@@ -10,6 +10,7 @@
 //!                      └───────────── (beside the session that is held) ◀────────────┘ jumped far
 //!
 //!   lost or refused with "never" ──▶ Plan::Resting ── clocks jumped ──▶ Plan::Dialling
+//!   a wait after a failure ── the network changed ──▶ the same, cut short
 //! ```
 //!
 //! Two parts move independently: the session that is held (at most one is active at any instant) and the plan
@@ -30,6 +31,10 @@ use tokio::time::Instant;
 /// The longest wait that a gateway may ask for, by GoAway or Refuse: a mistaken one must not put its supervisors
 /// to sleep for days.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// A change of the network cuts a wait short, but so often at most: an interface that flaps must not make a
+/// supervisor knock without end.
+const HURRY_EVERY: Duration = Duration::from_secs(5);
 
 /// Counts the dials of this process. The gateway tells two connections of one supervisor apart by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +59,8 @@ pub(crate) enum Event {
     GoAway { dial: Dial, within: Duration, to: Option<String> },
     /// The clocks say that this machine stood still.
     Jumped { away: Duration },
+    /// This machine's addresses or routes have changed.
+    Rerouted,
     /// The gateway's settings.
     Tuned(Tuning),
     /// Time has passed.
@@ -89,6 +96,8 @@ pub(crate) enum Action {
     Activate { dial: Dial },
     /// Prove this session's path now.
     Prove { dial: Dial, away: Duration },
+    /// See whether this session's path leads elsewhere now.
+    Reroute { dial: Dial },
 }
 
 /// One dial to be made.
@@ -170,6 +179,10 @@ pub(crate) struct State {
     away_since: Option<Instant>,
     reason: String,
     to: Option<String>,
+    /// The wait of the plan is only a backoff: nobody asked for it.
+    impatient: bool,
+    /// When a change of the network last cut a wait short.
+    hurried_at: Option<Instant>,
     jitter: SmallRng,
 }
 
@@ -186,6 +199,8 @@ impl State {
             away_since: None,
             reason: "start".to_owned(),
             to: None,
+            impatient: false,
+            hurried_at: None,
             jitter: SmallRng::seed_from_u64(seed),
         }
     }
@@ -204,6 +219,7 @@ impl State {
             Event::Recovered { dial } => self.recovered(dial, &mut actions),
             Event::GoAway { dial, within, to } => self.go_away(dial, within, to, now),
             Event::Jumped { away } => self.jumped(away, now, &mut actions),
+            Event::Rerouted => self.rerouted(now, &mut actions),
             Event::Tuned(tuning) => self.tuning = tuning,
             Event::Tick => self.tick(now, &mut actions),
         }
@@ -313,6 +329,7 @@ impl State {
             Some(held) if cause == Cause::Doubt && !held.suspect => return,
             Some(_) => cause,
         };
+        self.impatient = matches!(failure, Failure::Failed { .. });
         self.plan = Plan::Waiting { at, cause };
     }
 
@@ -346,6 +363,7 @@ impl State {
                     }
                 };
                 let at = held.return_at.map_or(at, |return_at| return_at.max(now));
+                self.impatient = held.return_at.is_none();
                 self.plan = Plan::Waiting { at, cause: Cause::NoSession };
             }
         }
@@ -383,6 +401,7 @@ impl State {
             // gateway that is going, so it waits for the session's end.
             self.to = to;
             if !matches!(self.plan, Plan::Dialling { .. }) {
+                self.impatient = false;
                 self.plan = Plan::Waiting { at: now + delay, cause: Cause::Moved };
             }
         }
@@ -404,6 +423,21 @@ impl State {
             // Resting ends here too: who speaks for the sandbox is an open question again after a resume.
             self.dial_now(cause, now, actions);
         }
+    }
+
+    /// What failed may work now; but a return that the gateway has spread over time stays where it is.
+    fn rerouted(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if let Some(held) = &self.held {
+            actions.push(Action::Reroute { dial: held.dial });
+        }
+        let Plan::Waiting { at, cause } = self.plan else { return };
+        let hurried = self.hurried_at.is_some_and(|hurried| now.duration_since(hurried) < HURRY_EVERY);
+        if !self.impatient || hurried {
+            return;
+        }
+        self.hurried_at = Some(now);
+        let soon = now + self.draw(timing::REDIAL_FIRST);
+        self.plan = Plan::Waiting { at: at.min(soon), cause };
     }
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {

@@ -93,6 +93,10 @@ impl Link {
             let token = token.child_token();
             looking.spawn(async move { crate::clocks::watch(&*clocks, jumps, token).await });
         }
+        let (changes, mut changed) = mpsc::channel(1);
+        if let Some(routes) = self.seams.routes.clone() {
+            looking.spawn(super::routes::watch(routes, changes, token.child_token()));
+        }
         self.take(Event::Start);
         loop {
             let tick_at = self.state.next_wake();
@@ -106,6 +110,7 @@ impl Link {
                     tracing::info!(?away, "the clocks say that this machine stood still");
                     Wake::Event(Event::Jumped { away })
                 }
+                Some(()) = changed.recv() => Wake::Event(Event::Rerouted),
                 () = sleep_until(tick_at) => Wake::Event(Event::Tick),
             };
             match wake {
@@ -133,6 +138,7 @@ impl Link {
                 Action::Retire { dial } => self.retire(dial),
                 Action::Activate { dial } => self.activate(dial),
                 Action::Prove { dial, away } => self.order(dial, control::Order::Prove { away }),
+                Action::Reroute { dial } => self.order(dial, control::Order::Reroute),
             }
         }
         let status = Status { phase: self.state.phase(now), since: jiff::Timestamp::now() };

@@ -223,6 +223,7 @@ impl Inside {
             sockets: Arc::clone(&network) as _,
             resolver: network,
             clocks: self.clocks.clone().map(|clocks| Arc::new(clocks) as _),
+            routes: None,
             profile: Profile::new(Role::Supervisor),
             seed: self.seed.wrapping_add(number + self.deaths.len() as u64),
         };

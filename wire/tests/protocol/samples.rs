@@ -123,6 +123,7 @@ pub(crate) fn ups() -> Vec<(&'static str, control::Up)> {
             "certificate_request",
             Body::CertificateRequest(control::CertificateRequest { csr: Bytes::from_static(b"\x30\x82") }),
         ),
+        ("rebound", Body::Rebound(control::Rebound { rebinds: 3, reason: "silence".to_owned() })),
         ("leaving", Body::Leaving(control::Leaving { reason: "SIGTERM".to_owned() })),
     ];
     bodies.into_iter().map(|(name, body)| (name, control::Up { body: Some(body) })).collect()
@@ -194,6 +195,7 @@ pub(crate) fn hello() -> control::Hello {
         dial_reason: "start".to_owned(),
         away_ms: 1500,
         dial: 5,
+        rebinds: 0,
     }
 }
 

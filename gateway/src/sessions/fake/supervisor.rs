@@ -190,6 +190,7 @@ impl FakeSupervisor {
             dial_reason: "start".to_owned(),
             away_ms: 0,
             dial: *dials,
+            rebinds: 0,
         }
     }
 

@@ -258,6 +258,62 @@ fn one_renewal_is_dialled_at_once_and_a_second_waits() {
     assert!(waits > ms(1000), "clocks that disagree must not make a loop: {waits:?}");
 }
 
+#[test]
+fn a_changed_network_has_the_session_look_and_cuts_a_backoff_short() {
+    let (mut machine, dial) = Machine::attached(1);
+    assert_eq!(machine.on(Event::Rerouted), [Action::Reroute { dial }]);
+    machine.on(Event::Lost { dial, lost: Lost::TimedOut });
+    // Ten failures: the wait may be half a minute by now.
+    let mut dial;
+    let mut waits = 0;
+    loop {
+        dial = machine.until_dialled().1;
+        machine.on(Event::DialFailed { dial, failure: Failure::Failed { unsure: false } });
+        waits += 1;
+        if waits >= 10 && machine.state.next_wake().unwrap() > machine.now + ms(5000) {
+            break;
+        }
+        assert!(waits < 1000, "no wait is long");
+    }
+    assert_eq!(machine.on(Event::Rerouted), []);
+    assert!(machine.until_dialled().0 <= timing::REDIAL_FIRST);
+}
+
+#[test]
+fn a_network_that_flaps_makes_no_more_dials_than_one_in_five_seconds() {
+    let (mut machine, first) = Machine::attached(1);
+    machine.on(Event::Lost { dial: first, lost: Lost::TimedOut });
+    let began = machine.now;
+    let mut dials = 0;
+    while machine.now < began + ms(100_000) {
+        machine.on(Event::Rerouted);
+        machine.now += ms(100);
+        if let Some(dial) = dialled(&machine.on(Event::Tick)) {
+            dials += 1;
+            machine.on(Event::DialFailed { dial, failure: Failure::Failed { unsure: false } });
+        }
+    }
+    // A few of the first backoffs, those that the backoff brings anyway, and one in five seconds.
+    assert!(dials <= 6 + 20 + 10, "{dials} dials in 100 s");
+}
+
+#[test]
+fn a_changed_network_does_not_undo_what_a_gateway_has_spread() {
+    let (mut machine, dial) = Machine::attached(1);
+    machine.on(Event::GoAway { dial, within: ms(20_000), to: None });
+    machine.on(Event::Lost { dial, lost: closed(CloseCode::GOING_AWAY) });
+    let planned = machine.state.next_wake();
+    machine.on(Event::Rerouted);
+    assert_eq!(machine.state.next_wake(), planned);
+
+    let (mut machine, dial) = Machine::started();
+    let retry_after = ms(60_000);
+    machine.on(Event::DialFailed { dial, failure: Failure::Refused { retry_after } });
+    let planned = machine.state.next_wake();
+    machine.on(Event::Rerouted);
+    assert_eq!(machine.state.next_wake(), planned);
+}
+
 /// One thing that may happen next, to whatever it may happen to.
 #[derive(Clone, Debug)]
 enum Next {
@@ -269,6 +325,7 @@ enum Next {
     Recovered,
     GoAway { within: u64, elsewhere: bool },
     Jump(u64),
+    Rerouted,
     Wait(u64),
 }
 
@@ -302,6 +359,7 @@ fn nexts() -> impl Strategy<Value = Next> {
         1 => (0u64..10_000_000, any::<bool>())
             .prop_map(|(within, elsewhere)| Next::GoAway { within, elsewhere }),
         1 => (2_000u64..1_000_000).prop_map(Next::Jump),
+        1 => Just(Next::Rerouted),
         6 => (0u64..700_000).prop_map(Next::Wait),
     ]
 }
@@ -352,6 +410,7 @@ proptest! {
                         to: elsewhere.then(|| "other:1".to_owned()),
                     },
                     Some(Next::Jump(away)) => Event::Jumped { away: ms(away) },
+                    Some(Next::Rerouted) => Event::Rerouted,
                     Some(Next::Wait(passed)) => {
                         now += ms(passed);
                         Event::Tick
@@ -383,7 +442,7 @@ proptest! {
                         prop_assert_eq!(fresh.map(|(dial, ..)| dial), Some(dial));
                         active = fresh.take();
                     }
-                    Action::Prove { dial, .. } => prop_assert_eq!(active.map(|(dial, ..)| dial), Some(dial)),
+                    Action::Prove { dial, .. } | Action::Reroute { dial } => prop_assert_eq!(active.map(|(dial, ..)| dial), Some(dial)),
                 }
             }
             let planned = state.next_wake();

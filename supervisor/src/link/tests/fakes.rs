@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     identity::Identity,
-    link::{Link, Seams, Target},
+    link::{Link, Notices, Route, Routes, Seams, Target},
     work::Work,
 };
 
@@ -117,7 +117,7 @@ impl World {
     }
 
     pub(super) fn link_with(&self, addresses: &[SocketAddr], change: impl FnOnce(&mut Seams)) -> Link {
-        let mut seams = Seams { clocks: None, seed: 7, ..Seams::system() };
+        let mut seams = Seams { clocks: None, routes: None, seed: 7, ..Seams::system() };
         change(&mut seams);
         let work = Arc::clone(&self.work) as Arc<dyn Work>;
         Link::start(self.target(addresses), self.identity(), work, seams, &CancellationToken::new())
@@ -499,5 +499,47 @@ impl FakeNat {
         let mut state = self.state.lock().unwrap();
         state.dead.clear();
         state.stillborn = Stillborn::None;
+    }
+}
+
+/// A machine whose network changes when a test says so.
+#[derive(Debug)]
+pub(super) struct FakeRoutes {
+    way: Mutex<Option<Route>>,
+    changed: tokio::sync::watch::Sender<u64>,
+}
+
+struct FakeNotices(tokio::sync::watch::Receiver<u64>);
+
+impl FakeRoutes {
+    pub(super) fn by(interface: u32) -> Self {
+        Self { way: Mutex::new(Some(way(interface))), changed: tokio::sync::watch::channel(0).0 }
+    }
+
+    /// From now on the way leads there, or nowhere; told like any change.
+    pub(super) fn lead_by(&self, interface: Option<u32>) {
+        *self.way.lock().unwrap() = interface.map(way);
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+}
+
+fn way(interface: u32) -> Route {
+    Route { interface, gateway: None, source: None }
+}
+
+impl Routes for FakeRoutes {
+    fn listen(&self) -> std::io::Result<Box<dyn Notices>> {
+        Ok(Box::new(FakeNotices(self.changed.subscribe())))
+    }
+
+    fn towards(&self, _: SocketAddr) -> Option<Route> {
+        self.way.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl Notices for FakeNotices {
+    async fn next(&mut self) -> std::io::Result<()> {
+        self.0.changed().await.map_err(std::io::Error::other)
     }
 }

@@ -3,7 +3,7 @@
 mod fakes;
 
 use std::{
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -20,7 +20,7 @@ use holdfast_wire::{
 use tokio::time::Instant;
 
 use super::Phase;
-use fakes::{FakeNat, PANIC, Stillborn, World, echoes, soon};
+use fakes::{FakeNat, FakeRoutes, PANIC, Stillborn, World, echoes, soon};
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -475,4 +475,36 @@ async fn a_gateway_that_comes_up_late_is_found_and_leaving_without_one_is_quick(
     let started = Instant::now();
     link.leave("a test").await;
     assert!(started.elapsed() < ms(1000), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn another_way_to_the_gateway_moves_the_connection_without_any_relay() {
+    let world = World::new();
+    let gateway = world.gateway();
+    let routes = Arc::new(FakeRoutes::by(1));
+    let _link = world.link_with(&[gateway.address], |seams| seams.routes = Some(Arc::clone(&routes) as _));
+    let mut session = gateway.welcome(1).await;
+    session.health(0).await;
+    assert_eq!(session.hello.rebinds, 0);
+    let before = session.connection.remote_address();
+    // A change that is none for this path, and no way at all, move nothing; a way that is there again does.
+    routes.lead_by(Some(1));
+    tokio::time::sleep(ms(1200)).await;
+    routes.lead_by(None);
+    tokio::time::sleep(ms(1200)).await;
+    assert_eq!(session.connection.remote_address(), before);
+    routes.lead_by(Some(1));
+    let rebound = |body| match body {
+        up::Body::Rebound(rebound) => Some((rebound.rebinds, rebound.reason)),
+        _ => None,
+    };
+    let (rebinds, reason) = session.until("word of the new socket", rebound).await;
+    assert_eq!(rebinds, 1);
+    assert!(reason.starts_with("network changed"), "{reason}");
+    soon("the new address", async {
+        while session.connection.remote_address() == before {
+            tokio::time::sleep(ms(10)).await;
+        }
+    })
+    .await;
 }
