@@ -16,8 +16,9 @@ Examples:
 
 Each line is ok, warn or FAIL: what was checked, what was found, what to do. UDP is checked from this
 machine, by QUIC's version negotiation, which needs no credentials; what matters in the end is the way from
-the sandboxes, which the sessions' lines tell. How long a NAT keeps an idle mapping is not measured: every
-answer to a probe renews the mapping, so a probe from here cannot tell.")]
+the sandboxes, which the sessions' lines tell. How long a NAT keeps an idle mapping is not measured (the
+reason is in docs/adr): the keepalive's line says instead how often the sessions' addresses have changed,
+which is what a NAT that forgets too soon does.")]
 pub(crate) struct DoctorArgs {
     /// The sandbox's name or id [default: the gateway and all sessions]
     pub(crate) sandbox: Option<String>,

@@ -69,7 +69,8 @@ async fn examine(args: &DoctorArgs, context: &Context) -> Vec<Finding> {
         }
     };
     quic(args.quic.as_deref().unwrap_or_else(|| profile.host_port()), &mut found).await;
-    found.push(verdict::keepalive());
+    let attached = answered.iter().flat_map(|(_, status)| &status.attached);
+    found.push(verdict::keepalive(attached.filter_map(|attached| attached.session.as_ref()), now));
     let Some((client, status)) = answered else { return found };
     match &args.sandbox {
         Some(name) => sandbox(&client, name, &status.version, &mut found).await,

@@ -182,12 +182,33 @@ fn path(name: &str, session: &api::Session, age: Duration) -> Finding {
     Finding::ok(check, found)
 }
 
-/// What keeps NAT mappings, against those that forget soonest.
-pub(super) fn keepalive() -> Finding {
+/// What keeps NAT mappings, against those that forget soonest, and against what the sessions have seen: a NAT that
+/// forgets sooner than the keepalive comes shows itself by new addresses.
+pub(super) fn keepalive<'a>(sessions: impl Iterator<Item = &'a api::Session>, now: SystemTime) -> Finding {
+    let (mut count, mut hours, mut moves) = (0, 0.0, 0);
+    for session in sessions {
+        let since = session.attached_at.and_then(|at| SystemTime::try_from(at).ok());
+        let age = since.and_then(|at| now.duration_since(at).ok()).unwrap_or_default();
+        count += 1;
+        hours += age.as_secs_f64() / 3600.0;
+        moves += session.migrations;
+    }
     let every = timing::KEEP_ALIVE.as_secs();
+    let seen = match count {
+        0 => "no session is there to tell of the path".to_owned(),
+        1 => format!("{moves} changes of address in {hours:.1} hours of one session"),
+        _ => format!("{moves} changes of address in {hours:.1} hours of {count} sessions"),
+    };
     let found = format!(
-        "supervisors send one every {every} s; conntrack forgets new UDP flows after 30 s, gvproxy after 90 s"
+        "one every {every} s, where conntrack forgets new UDP flows after 30 s and gvproxy after 90 s; {seen}"
     );
+    // A single move of young sessions is no rate.
+    if moves as f64 / hours.max(0.5) > MOVES_AN_HOUR {
+        let advice = format!(
+            "a NAT on the way may forget within {every} s, or have several ways out: compare the sessions' addresses"
+        );
+        return Finding::warn("keepalive", found, advice);
+    }
     Finding::ok("keepalive", found)
 }
 
@@ -209,12 +230,15 @@ fn stability(name: &str, session: &api::Session, age: Duration) -> Finding {
     let check = format!("{name}: stability");
     let away = session.last_away.and_then(|away| Duration::try_from(away).ok()).unwrap_or_default();
     let found = format!(
-        "up {} s, address changes {}, dials {}, the last for {:?} after {:.1} s away",
+        "up {} s, address changes {}, new sockets {}, dials {}, the last for {:?} after {:.1} s away; last change of the \
+         path: {}",
         age.as_secs(),
         session.migrations,
+        session.rebinds,
         session.dials,
         session.last_dial_reason,
-        away.as_secs_f64()
+        away.as_secs_f64(),
+        if session.last_path_change.is_empty() { "not told" } else { &session.last_path_change },
     );
     // A single move of a young session is no rate.
     let hours = (age.as_secs_f64() / 3600.0).max(0.5);
@@ -282,6 +306,18 @@ mod tests {
     fn levels(of: &api::Session) -> Vec<Level> {
         let now = SystemTime::UNIX_EPOCH + DAY;
         session("box", of, "0.1.0", now).iter().map(|finding| finding.level).collect()
+    }
+
+    #[test]
+    fn a_nat_that_forgets_too_soon_shows_itself_by_moves() {
+        let now = SystemTime::now();
+        let quiet = healthy();
+        assert_eq!(keepalive([].into_iter(), now).level, Level::Ok);
+        assert_eq!(keepalive([&quiet].into_iter(), now).level, Level::Ok);
+        let restless = api::Session { migrations: 1000, ..healthy() };
+        let found = keepalive([&quiet, &restless].into_iter(), now);
+        assert_eq!(found.level, Level::Warn);
+        assert!(found.found.contains("2 sessions"), "{}", found.found);
     }
 
     #[test]
