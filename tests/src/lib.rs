@@ -1,5 +1,6 @@
 //! What the system tests share.
 //!
+//! - [`baseline`]: a stand-in for today's systems, to compare with
 //! - [`harness`]: real processes: a gateway on a data directory of its own, and the command against it
 //! - [`lab`]: the same processes in network namespaces, behind a NAT, with a network that fails on command
 //! - [`sim`]: everything in one process, on a paused clock
@@ -7,6 +8,7 @@
 //! The tests themselves are in `tests/tests/`: `e2e` (real processes on one machine), `lab` (real processes in
 //! a network of namespaces), `simulation` (everything in one process, on a paused clock, over a link with a seed).
 
+pub mod baseline;
 pub mod harness;
 pub mod lab;
 pub mod sim;

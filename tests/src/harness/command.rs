@@ -137,7 +137,12 @@ impl Running {
 
     /// What it wrote next, at most `buffer` of it; 0 at the end of its output.
     pub async fn read(&mut self, buffer: &mut [u8]) -> anyhow::Result<usize> {
-        timeout(PATIENCE, self.stdout.read(buffer))
+        self.read_within(PATIENCE, buffer).await
+    }
+
+    /// The same, of a command that may be silent for longer.
+    pub async fn read_within(&mut self, patience: Duration, buffer: &mut [u8]) -> anyhow::Result<usize> {
+        timeout(patience, self.stdout.read(buffer))
             .await
             .context("no output came")?
             .context("reading its output")

@@ -14,11 +14,17 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 
-use super::{Session, Site};
-use crate::harness::{Cli, Running};
+use super::{
+    Session, Site,
+    finding::{Finding, Spread, milliseconds},
+    load::{Talk, script},
+};
+use crate::{
+    baseline::{distinct, is_distinct},
+    harness::{Cli, Running},
+};
 
 /// A path that falls silent is told to an attached caller within 11 s (README, "the bound"). A machine that compiles
 /// beside the tests gets as much again.
@@ -27,6 +33,9 @@ pub const BOUND: Duration = Duration::from_secs(22);
 /// A caller that comes back by itself has its outcome this long after the network is whole, or after its command
 /// ended: the bound, and a redial that has just been put off by its cap of 5 s.
 pub const RESUMED: Duration = Duration::from_secs(30);
+
+/// What a transfer is written and read in.
+const CHUNK: usize = 256 << 10;
 
 /// One attached caller.
 #[derive(Debug)]
@@ -39,45 +48,7 @@ pub struct Call {
     heard: Vec<u8>,
     /// Does not attach again: it takes the gateway's word for the end.
     strict: bool,
-}
-
-/// What one command does: its lines, the pause after each, and whether its caller attaches again.
-#[derive(Clone, Copy, Debug)]
-pub struct Talk {
-    /// How many lines.
-    pub lines: usize,
-    /// What it waits between two.
-    pub pause: Duration,
-    /// Its caller does not attach again.
-    pub strict: bool,
-}
-
-impl Talk {
-    /// A line twice a second.
-    #[must_use]
-    pub fn steady(seconds: u64) -> Self {
-        let lines = usize::try_from(seconds * 2).unwrap_or(usize::MAX);
-        Self { lines, pause: Duration::from_millis(500), strict: false }
-    }
-
-    /// A line, silence, a line.
-    #[must_use]
-    pub fn silent(seconds: u64) -> Self {
-        Self { lines: 2, pause: Duration::from_secs(seconds), strict: false }
-    }
-
-    /// The same, and its caller does not attach again.
-    #[must_use]
-    pub fn strict(self) -> Self {
-        Self { strict: true, ..self }
-    }
-}
-
-/// The usual callers for a fault of some seconds: talking, silent, and one that does not attach again.
-#[must_use]
-pub fn usual(seconds: u64) -> Vec<Talk> {
-    let steady = Talk::steady(seconds);
-    vec![steady, Talk::silent(seconds), steady.strict()]
+    silence: Duration,
 }
 
 /// How one caller fared.
@@ -91,44 +62,21 @@ struct Ended {
     stderr: String,
 }
 
-/// What a fault did to the calls that were attached.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Finding {
-    /// Attached callers.
-    pub calls: usize,
-    /// Those that ended with their command's true result.
-    pub true_results: usize,
-    /// Those that ended with a named error (callers that had said that they do not attach again).
-    pub named_errors: usize,
-    /// From the fault to the latest of those errors, in milliseconds.
-    pub told_after_ms: Option<u128>,
-    /// The latest byte: from being said to being read, in milliseconds.
-    pub latest_byte_ms: u128,
-    /// How long the fault lasted, in milliseconds.
-    pub fault_ms: u128,
-    /// Bytes that a caller should have had and did not.
-    pub bytes_lost: usize,
-    /// Bytes that a caller had beyond those that were said.
-    pub bytes_extra: usize,
-    /// Sessions that the sandbox has had since.
-    pub redials: u64,
-    /// How often the last session's address has changed.
-    pub migrations: u64,
-    /// What the check allowed, in milliseconds.
-    pub bound_ms: u128,
+/// What the calls have added up to so far.
+#[derive(Debug, Default)]
+struct Times {
+    told: Vec<Duration>,
+    latest_byte: Vec<Duration>,
 }
+
+/// The longest that a call may say nothing: a fault of a minute, and what follows it.
+const SILENCE: Duration = Duration::from_secs(120);
 
 impl Call {
     /// Starts it in a sandbox, and waits for its first line.
     pub async fn attach(site: &Site, sandbox: &str, number: usize, talk: Talk) -> anyhow::Result<Self> {
-        let code = i32::try_from(1 + number % 100)?;
         let file = format!("said-{number}");
-        let script = format!(
-            "i=0; while :; do l=\"$i $(date +%s%N)\"; echo \"$l\"; echo \"$l\" >> {file}; i=$((i+1)); \
-             [ $i -lt {} ] || exit {code}; sleep {}; done",
-            talk.lines,
-            talk.pause.as_secs_f64()
-        );
+        let (code, script) = script(number, talk, &file);
         let mut arguments = vec!["exec", sandbox, "--", "sh", "-c", &script];
         if talk.strict {
             arguments.splice(1..1, ["--reattach-for", "0s"]);
@@ -137,7 +85,8 @@ impl Call {
         let mut heard = running.line().await?.into_bytes();
         heard.push(b'\n');
         let file = site.workspace(sandbox).await?.join(file);
-        Ok(Self { running, file, code, lines: talk.lines, heard, strict: talk.strict })
+        let silence = SILENCE + talk.pause;
+        Ok(Self { running, file, code, lines: talk.lines, heard, strict: talk.strict, silence })
     }
 
     /// To its end.
@@ -145,7 +94,7 @@ impl Call {
         let mut arrivals = vec![SystemTime::now()];
         let mut buffer = vec![0; 4096];
         loop {
-            let got = self.running.read(&mut buffer).await?;
+            let got = self.running.read_within(self.silence, &mut buffer).await?;
             if got == 0 {
                 break;
             }
@@ -163,13 +112,19 @@ impl Call {
 
 impl Ended {
     /// Adds what became of this call; an error where a promise was broken.
-    fn judge(&self, began: SystemTime, healed: SystemTime, finding: &mut Finding) -> anyhow::Result<()> {
+    fn judge(
+        &self,
+        began: SystemTime,
+        healed: SystemTime,
+        finding: &mut Finding,
+        spent: &mut Times,
+    ) -> anyhow::Result<()> {
         let said = std::fs::read(&self.call.file)?;
         let heard = &self.call.heard;
         let same = said.iter().zip(heard).take_while(|(said, heard)| said == heard).count();
         let times = said_at(heard)?;
         let late = times.iter().zip(&self.arrivals).map(|(said, arrived)| after(*said, *arrived)).max();
-        finding.latest_byte_ms = finding.latest_byte_ms.max(late.unwrap_or_default().as_millis());
+        spent.latest_byte.push(late.unwrap_or_default());
         if self.code == self.call.code {
             finding.bytes_lost += said.len().saturating_sub(same);
             finding.bytes_extra += heard.len().saturating_sub(same);
@@ -195,26 +150,16 @@ impl Ended {
         finding.bytes_extra += heard.len().saturating_sub(same);
         ensure!(same == heard.len(), "heard {heard:?} where {said:?} was said");
         let told = after(began, self.at);
-        finding.told_after_ms = finding.told_after_ms.max(Some(told.as_millis()));
+        spent.told.push(told);
         ensure!(told < BOUND, "the caller was told after {told:?}");
         finding.named_errors += 1;
         Ok(())
     }
 }
 
-/// [`ride_many`] with all callers on the sandbox `box`.
-pub async fn ride(
-    site: &mut Site,
-    talks: &[Talk],
-    fault: impl AsyncFnOnce(&mut Site) -> anyhow::Result<()>,
-) -> anyhow::Result<Finding> {
-    let on_box: Vec<_> = talks.iter().map(|talk| ("box".to_owned(), *talk)).collect();
-    ride_many(site, &on_box, fault).await
-}
-
 /// Attaches callers to sandboxes, lets `fault` happen (it returns when the network is whole again), and
 /// judges every call.
-pub async fn ride_many(
+pub async fn ride(
     site: &mut Site,
     talks: &[(String, Talk)],
     fault: impl AsyncFnOnce(&mut Site) -> anyhow::Result<()>,
@@ -232,21 +177,23 @@ pub async fn ride_many(
     let healed = healed?;
     let mut finding = Finding {
         calls: talks.len(),
-        fault_ms: after(began, healed).as_millis(),
-        bound_ms: BOUND.as_millis(),
+        fault_ms: milliseconds(after(began, healed)),
+        bound_ms: milliseconds(BOUND),
         ..Finding::default()
     };
+    let mut spent = Times::default();
     for ended in ended {
-        ended?.judge(began, healed, &mut finding)?;
+        ended?.judge(began, healed, &mut finding, &mut spent)?;
     }
+    (finding.told, finding.latest_byte) = (Spread::of(spent.told), Spread::of(spent.latest_byte));
     finding.compare(&before, site).await?;
     Ok(finding)
 }
 
-/// Sends `bytes` through `cat` in the sandbox `box` and back, and lets `fault` happen when an eighth has come back.
+/// Sends `bytes` bytes through `cat` in the sandbox `box` and back, and lets `fault` happen when an eighth has come back.
 pub async fn bulk(
     site: &mut Site,
-    bytes: Vec<u8>,
+    bytes: u64,
     patience: Duration,
     fault: impl AsyncFnOnce(&mut Site) -> anyhow::Result<()>,
 ) -> anyhow::Result<Finding> {
@@ -256,13 +203,18 @@ pub async fn bulk(
     let (pull, pulled) = tokio::sync::oneshot::channel();
     let begun = SystemTime::now();
     let feed = async {
-        stdin.write_all(&bytes).await?;
+        let mut at = 0;
+        while at < bytes {
+            let chunk = distinct(at, usize::try_from(bytes - at).unwrap_or(CHUNK).min(CHUNK));
+            stdin.write_all(&chunk).await?;
+            at += chunk.len() as u64;
+        }
         drop(stdin);
         anyhow::Ok(())
     };
     let read = async {
         let (mut pull, mut at, mut latest) = (Some(pull), 0, Duration::ZERO);
-        let mut buffer = vec![0; 256 << 10];
+        let mut buffer = vec![0; CHUNK];
         let mut last = SystemTime::now();
         loop {
             let got = running.read(&mut buffer).await.with_context(|| format!("after {at} bytes"))?;
@@ -271,11 +223,11 @@ pub async fn bulk(
             if got == 0 {
                 break;
             }
-            if bytes.get(at..at + got) != Some(&buffer[..got]) {
-                bail!("other bytes came back than were sent, between {at} and {}", at + got);
+            if !is_distinct(at, &buffer[..got]) {
+                bail!("other bytes came back than were sent, in the {got} from {at} on");
             }
-            at += got;
-            if at >= bytes.len() / 8 {
+            at += got as u64;
+            if at >= bytes / 8 {
                 // The receiver is gone only when the fault itself has failed, which is reported.
                 let _ = pull.take().map(|pull| pull.send(()));
             }
@@ -283,7 +235,7 @@ pub async fn bulk(
         let code = running.exit_code().await?;
         let stderr = running.stderr().await?;
         ensure!(code == 0, "exit code {code} after {at} bytes: {stderr}");
-        ensure!(at == bytes.len(), "{at} bytes of {}: {stderr}", bytes.len());
+        ensure!(at == bytes, "{at} bytes of {bytes}: {stderr}");
         anyhow::Ok(latest)
     };
     let act = async {
@@ -298,21 +250,14 @@ pub async fn bulk(
     let mut finding = Finding {
         calls: 1,
         true_results: 1,
-        latest_byte_ms: latest.as_millis(),
-        fault_ms: lasted.as_millis(),
-        bound_ms: patience.as_millis(),
+        latest_byte: Spread::of(vec![latest]),
+        fault_ms: milliseconds(lasted),
+        bound_ms: milliseconds(patience),
         ..Finding::default()
     };
     ensure!(after(begun, SystemTime::now()) < patience);
     finding.compare(&before, site).await?;
     Ok(finding)
-}
-
-/// Bytes of which no eight repeat, so that none can be lost, doubled or moved unseen.
-#[must_use]
-pub fn distinct_bytes(length: usize) -> Vec<u8> {
-    let words = u64::try_from(length / 8).unwrap_or(u64::MAX);
-    (0..words).flat_map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
 }
 
 impl Finding {
@@ -323,6 +268,7 @@ impl Finding {
         wait.run().await?.success().context("the sandbox is not ready again")?;
         let now = site.session("box").await?.context("the sandbox is ready, so it has a session")?;
         self.redials = now.epoch.saturating_sub(before.epoch);
+        self.rebinds = now.rebinds.saturating_sub(before.rebinds);
         self.migrations = if self.redials == 0 { now.migrations - before.migrations } else { now.migrations };
         Ok(())
     }

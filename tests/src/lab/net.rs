@@ -56,7 +56,7 @@ impl Net {
         clear_orphans().await?;
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         // At most 10 characters: a pid has at most 7 digits, 5 in base 36.
-        let name = format!("{MARK}{}-{}", base36(std::process::id()), base36(number % 36));
+        let name = format!("{MARK}{}-{}", base36(std::process::id()), base36(number % (36 * 36)));
         let mut net = Self { name, nodes: Vec::new(), gateways: Vec::new() };
         let mut arguments = vec!["--host-link", "--json"];
         arguments.extend(options);
@@ -192,7 +192,7 @@ mod tests {
         for number in [0, 1, 35, 36, 4_194_304] {
             let digits = base36(number);
             assert_eq!(u32::from_str_radix(&digits, 36).unwrap(), number);
-            assert!(MARK.len() + digits.len() + "-z".len() <= 10);
+            assert!(MARK.len() + digits.len() + "-zz".len() <= 10);
         }
     }
 }

@@ -12,16 +12,18 @@ use std::{
 };
 
 use anyhow::Context;
+use async_trait::async_trait;
 use serde_json::Value;
 
-use super::Net;
+use super::{
+    Net,
+    door::Door,
+    stage::{self, Stage, Way},
+};
 use crate::harness::{Cli, Gateway, cleanup::Cleanup};
 
 /// QUIC and the API, in every gateway's namespace.
 const PORT: u16 = 7443;
-
-/// The address that `service` gives to gateways.
-pub(super) const SERVICE: &str = "203.0.113.100";
 
 /// What is gone must be gone within this; killing takes milliseconds, a loaded machine needs longer.
 const GONE: Duration = Duration::from_secs(20);
@@ -35,6 +37,7 @@ pub struct Site {
     _cleanup: Cleanup,
     /// The network and its faults.
     pub net: Net,
+    door: Door,
     dir: tempfile::TempDir,
     program: PathBuf,
     advertise: String,
@@ -51,68 +54,61 @@ pub struct Session {
     pub migrations: u64,
     /// Relays that are open.
     pub relays: u64,
+    /// How often its supervisor's process has taken a new socket.
+    pub rebinds: u64,
     /// The largest datagram that the gateway sends on it, in bytes.
     pub mtu: u64,
 }
 
 impl Site {
-    /// A lab (`options` are `lab-up`'s), a gateway in it that supervisors dial at `advertise` ([`SERVICE`] leads to
-    /// the first), and a sandbox `box` on the first node, ready. `program` is the command under test.
-    pub async fn up(program: &Path, options: &[&str], advertise: &str) -> anyhow::Result<Self> {
+    /// A lab (`options` are `lab-up`'s), a gateway on its first gateway's host, and a sandbox `box` on the first node,
+    /// ready. `program` is the command under test.
+    pub async fn up(program: &Path, options: &[&str], way: Way) -> anyhow::Result<Self> {
         let net = Net::up(options).await?;
         let dir = tempfile::Builder::new().prefix("holdfast-lab-").tempdir()?;
         let program = std::path::absolute(program)?;
         for number in 1..=net.gateways() {
-            let enter = net.namespace(&format!("gw{number}"));
-            let run = format!(
-                "#!/bin/sh\nexec nsenter --net={} -- {} \"$@\"\n",
-                enter.display(),
-                program.display()
-            );
-            executable(&dir.path().join(format!("gateway{number}.sh")), &run)?;
+            let namespace = net.namespace(&format!("gw{number}")).display().to_string();
+            let run = stage::enter(&namespace, None, &format!("{} \"$@\"", program.display()));
+            executable(&dir.path().join(format!("gateway{number}.sh")), &format!("#!/bin/sh\n{run}\n"))?;
         }
-        let run = format!(
-            "#!/bin/sh\nexec nsenter --net={}\"${{LAB_NODE:-n1}}\" -- {} supervisor \"$@\"\n",
-            net.namespace("").display(),
-            program.display()
-        );
-        executable(&dir.path().join("supervisor.sh"), &run)?;
-        if advertise == SERVICE {
+        let namespace = format!("{}\"${{LAB_NODE:-n1}}\"", net.namespace("").display());
+        let hosts = dir.path().join("hosts");
+        let hosts = (way == Way::Name).then_some(&*hosts);
+        let run = stage::enter(&namespace, hosts, &format!("{} supervisor \"$@\"", program.display()));
+        executable(&dir.path().join("supervisor.sh"), &format!("#!/bin/sh\n{run}\n"))?;
+        if way == Way::Service {
             net.verb("service", &["--to", "gw1"]).await?;
         }
+        let door = Door::open(SocketAddr::new(net.host_address(1)?, PORT)).await?;
         let mut site = Self {
             gateway: None,
             stranger: None,
             _cleanup: Cleanup::of(dir.path()),
             net,
+            door,
             dir,
             program,
-            advertise: format!("{advertise}:{PORT}"),
+            advertise: format!("{}:{PORT}", way.host()),
         };
+        if way == Way::Name {
+            site.name_leads_to(1)?;
+        }
         site.start_gateway(1).await?;
         site.create("box", "n1").await?;
         Ok(site)
     }
 
-    /// Starts the gateway (again), on the host of gateway `number`.
-    pub async fn start_gateway(&mut self, number: usize) -> anyhow::Result<()> {
-        anyhow::ensure!(self.gateway.is_none(), "the gateway runs already");
-        self.gateway = Some(self.start(number, &self.data_dir()).await?);
-        // The gateway's own profile names an address of its namespace; this one is beside it for its files' sake.
+    /// The callers' profile: the gateway's own names an address of its namespace. It is beside it for its files' sake.
+    fn write_profile(&self) -> anyhow::Result<()> {
         let profile = std::fs::read_to_string(self.data_dir().join("client.toml"))?;
-        let outside = SocketAddr::new(self.net.host_address(number)?, PORT);
+        let outside = self.door.address;
         let lines = profile.lines().map(|line| match line.starts_with("address = ") {
             true => format!("address = \"{outside}\"\n"),
             false => format!("{line}\n"),
         });
         std::fs::write(self.profile(), lines.collect::<String>())?;
         std::fs::set_permissions(self.profile(), std::fs::Permissions::from_mode(0o600))?;
-        Ok(())
-    }
-
-    /// Starts a gateway of another installation on the host of gateway `number`: no sandbox here knows its CA.
-    pub async fn start_stranger(&mut self, number: usize) -> anyhow::Result<()> {
-        self.stranger = Some(self.start(number, &self.dir.path().join("stranger")).await?);
         Ok(())
     }
 
@@ -124,16 +120,6 @@ impl Site {
         let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
         let program = self.dir.path().join(format!("gateway{number}.sh"));
         Gateway::start(&program, data_dir, listen, &extra).await
-    }
-
-    /// `kill -9` of the gateway.
-    pub async fn kill_gateway(&mut self) -> anyhow::Result<()> {
-        self.gateway.take().context("no gateway runs")?.kill().await
-    }
-
-    /// The running gateway.
-    pub fn gateway(&self) -> anyhow::Result<&Gateway> {
-        self.gateway.as_ref().context("no gateway runs")
     }
 
     /// A directory for files of the test's own.
@@ -201,6 +187,7 @@ impl Site {
             remote: session["remote_address"].as_str().context("a session has a remote address")?.to_owned(),
             migrations: session["migrations"].as_u64().context("a session counts migrations")?,
             mtu: session["mtu"].as_u64().context("a session has an MTU")?,
+            rebinds: session["rebinds"].as_u64().context("a session counts rebinds")?,
             relays: session["open_relays"].as_u64().context("a session counts relays")?,
         }))
     }
@@ -261,6 +248,46 @@ impl Site {
             }
         };
         tokio::time::timeout(GONE, look).await.with_context(|| format!("processes are left in {node}"))?
+    }
+}
+
+#[async_trait]
+impl Stage for Site {
+    fn net(&self) -> &Net {
+        &self.net
+    }
+
+    async fn kill_gateway(&mut self) -> anyhow::Result<()> {
+        self.gateway.take().context("no gateway runs")?.kill().await
+    }
+
+    async fn start_gateway(&mut self, number: usize) -> anyhow::Result<()> {
+        anyhow::ensure!(self.gateway.is_none(), "the gateway runs already");
+        self.door.lead_to(SocketAddr::new(self.net.host_address(number)?, PORT));
+        self.gateway = Some(self.start(number, &self.data_dir()).await?);
+        self.write_profile()
+    }
+
+    async fn start_stranger(&mut self, number: usize) -> anyhow::Result<()> {
+        self.stranger = Some(self.start(number, &self.dir.path().join("stranger")).await?);
+        Ok(())
+    }
+
+    fn gateway_pid(&self) -> anyhow::Result<i32> {
+        Ok(self.gateway.as_ref().context("no gateway runs")?.pid())
+    }
+
+    async fn supervisor_pids(&self) -> anyhow::Result<Vec<i32>> {
+        let mut found = Vec::new();
+        for node in self.net.nodes() {
+            let program = self.program.to_str().context("a path in UTF-8")?;
+            found.extend(stage::with_words(&self.net.processes(node).await?, &[program, "supervisor"]));
+        }
+        Ok(found)
+    }
+
+    fn hosts(&self) -> PathBuf {
+        self.dir.path().join("hosts")
     }
 }
 
