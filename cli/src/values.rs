@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use holdfast_wire::api::EnvVar;
+use holdfast_wire::api::{EnvVar, Mount};
 
 /// An environment file: the largest that is read, in bytes. What execve takes fits twice.
 const MAX_ENV_FILE: u64 = 4 << 20;
@@ -129,6 +129,22 @@ pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// `SOURCE:TARGET`, `SOURCE:TARGET:ro` or `SOURCE:TARGET:rw`, as docker's `-v`.
+pub(crate) fn mount(text: &str) -> Result<Mount, String> {
+    let wrong = || format!("{text:?} is no mount; try /data:/data or /data:/data:ro");
+    let mut parts = text.split(':');
+    let (source, target) = (parts.next().unwrap_or_default(), parts.next().ok_or_else(wrong)?);
+    let read_only = match parts.next() {
+        None | Some("rw") => false,
+        Some("ro") => true,
+        Some(_) => return Err(wrong()),
+    };
+    if source.is_empty() || !target.starts_with('/') || parts.next().is_some() {
+        return Err(wrong());
+    }
+    Ok(Mount { source: source.to_owned(), target: target.to_owned(), read_only })
+}
+
 /// The variables of `-e NAME=value` or `-e NAME` (this program's own value), after those of the files. As in
 /// docker, a `NAME` that is not set here is left out, and a later one replaces an earlier one.
 pub(crate) fn environment(files: &[impl AsRef<Path>], given: &[OsString]) -> Result<Vec<EnvVar>, String> {
@@ -211,6 +227,18 @@ mod tests {
         assert!(size("4 bananas").is_err());
         assert!(size("99999999999Ti").is_err());
         assert!(size("").is_err());
+    }
+
+    #[test]
+    fn a_mount_is_written_as_for_docker() {
+        let mount = |source: &str, target: &str, read_only| {
+            Ok(Mount { source: source.to_owned(), target: target.to_owned(), read_only })
+        };
+        assert_eq!(super::mount("/a:/b"), mount("/a", "/b", false));
+        assert_eq!(super::mount("cache:/b:ro"), mount("cache", "/b", true));
+        for wrong in ["/a", "/a:b", ":/b", "/a:/b:rx", "/a:/b:ro:z"] {
+            assert!(super::mount(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -61,6 +61,14 @@ pub enum DriverError {
         /// Of what.
         source: Cause,
     },
+    /// The image is not there, and could not be had.
+    #[error("image {image}: it is not there, and {message}")]
+    Image {
+        /// Which.
+        image: String,
+        /// What was tried, and what would help.
+        message: String,
+    },
     /// Everything else. Asking again is unlikely to help; a person should look.
     #[error("{attempted}: {source}")]
     Internal {
@@ -87,6 +95,8 @@ pub enum ErrorKind {
     Unavailable,
     /// See [`DriverError::ResourceExhausted`].
     ResourceExhausted,
+    /// See [`DriverError::Image`].
+    Image,
     /// See [`DriverError::Internal`].
     Internal,
 }
@@ -102,6 +112,7 @@ impl DriverError {
             Self::Conflict { .. } => ErrorKind::Conflict,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::ResourceExhausted { .. } => ErrorKind::ResourceExhausted,
+            Self::Image { .. } => ErrorKind::Image,
             Self::Internal { .. } => ErrorKind::Internal,
         }
     }

@@ -24,6 +24,8 @@ pub mod spec;
 
 #[cfg(any(test, feature = "test-util"))]
 pub mod conformance;
+#[cfg(target_os = "linux")]
+pub mod container;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fake;
 #[cfg(target_os = "linux")]
@@ -33,5 +35,5 @@ pub use self::{
     driver::{Capabilities, ComputeDriver, Isolation, Verb},
     error::{Cause, DriverError, ErrorKind},
     observed::{Exit, Observed, ObservedStream, Origin, Workload, WorkloadState},
-    spec::{Bootstrap, Env, Resources, Secret, WorkloadSpec},
+    spec::{Bootstrap, Env, Mount, Resources, Secret, WorkloadSpec},
 };

@@ -18,6 +18,12 @@ pub const MAX_ENV_BYTES: usize = 64 * 1024;
 pub const MAX_LABEL_BYTES: usize = 1024;
 /// The largest PEM text, in bytes. A chain of three certificates has under 4 KiB.
 pub const MAX_PEM_BYTES: usize = 64 * 1024;
+/// The most mounts of a workload. More are a mistake, and each makes its start longer.
+pub const MAX_MOUNTS: usize = 64;
+/// The longest path of a mount, in bytes: Linux's own limit.
+pub const MAX_MOUNT_BYTES: usize = 4095;
+/// The longest name of a network, in bytes. Engines allow less.
+pub const MAX_NETWORK_BYTES: usize = 255;
 /// The most gateway addresses. Each is tried in turn, so more would only make a failing dial longer.
 pub const MAX_ADDRESSES: usize = 16;
 
@@ -48,9 +54,31 @@ pub struct WorkloadSpec {
     /// The caller's own marks; drivers put them where their system has labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Files and volumes of the machine that are seen in the workload.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    /// The network that the workload is in, where the driver has several. `None` asks for the driver's default.
+    #[serde(default)]
+    pub network: Option<String>,
+    /// The image's files cannot be changed; the workspace, and what is mounted, can.
+    #[serde(default)]
+    pub read_only_root: bool,
     /// How the supervisor reaches the gateway, and proves who it is.
     #[serde(skip)]
     pub bootstrap: Bootstrap,
+}
+
+/// Something of the machine that is seen in a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// An absolute path of the machine, or the name of a volume.
+    pub source: String,
+    /// An absolute path in the workload.
+    pub target: String,
+    /// It can be read and not changed.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// Limits of a workload; `None` is the driver's default.
@@ -146,7 +174,70 @@ impl WorkloadSpec {
         self.resources.check()?;
         self.env.check()?;
         self.check_labels()?;
+        self.check_mounts()?;
+        if self.network.as_deref().is_some_and(|name| {
+            name.is_empty()
+                || name.len() > MAX_NETWORK_BYTES
+                || name.contains(|c: char| c.is_control() || c == ' ')
+        }) {
+            return Err(DriverError::invalid(
+                "network",
+                "is empty, too long, or no name: leave it out, or name a network",
+            ));
+        }
         self.bootstrap.check()
+    }
+
+    fn check_mounts(&self) -> Result<(), DriverError> {
+        if self.mounts.len() > MAX_MOUNTS {
+            let message = format!("has {} entries, more than the {MAX_MOUNTS} allowed", self.mounts.len());
+            return Err(DriverError::invalid("mounts", message));
+        }
+        for (i, mount) in self.mounts.iter().enumerate() {
+            let invalid = |part: &str, message: String| {
+                Err(DriverError::invalid(format!("mounts[{i}].{part}"), message))
+            };
+            for (part, text) in [("source", &mount.source), ("target", &mount.target)] {
+                // Engines split the text at these.
+                if text.is_empty() || text.len() > MAX_MOUNT_BYTES || text.contains([',', ':', '\0', '\n']) {
+                    let message =
+                        format!("{:?} is empty, too long, or has a ',' or a ':' in it", short(text));
+                    return invalid(part, message);
+                }
+            }
+            let up = |path: &str| path.split('/').any(|part| part == "..");
+            if !mount.target.starts_with('/')
+                || mount.target.trim_matches('/').is_empty()
+                || up(&mount.target)
+            {
+                let message = format!("{:?} is no absolute path below / without ..", short(&mount.target));
+                return invalid("target", message);
+            }
+            if mount.source.contains('/') && (!mount.source.starts_with('/') || up(&mount.source)) {
+                let message = format!(
+                    "{:?} is neither an absolute path without .. nor the name of a volume",
+                    short(&mount.source)
+                );
+                return invalid("source", message);
+            }
+            if self.mounts[..i].iter().any(|other| other.target == mount.target) {
+                return invalid("target", format!("{:?} is mounted on twice", short(&mount.target)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first field that only drivers with containers or machines can honour, by its path: for those without.
+    #[must_use]
+    pub fn first_of_an_image(&self) -> Option<&'static str> {
+        [
+            ("image", self.image.is_some()),
+            ("mounts", !self.mounts.is_empty()),
+            ("network", self.network.is_some()),
+            ("read_only_root", self.read_only_root),
+        ]
+        .into_iter()
+        .find_map(|(field, set)| set.then_some(field))
     }
 
     fn check_labels(&self) -> Result<(), DriverError> {
@@ -306,6 +397,9 @@ mod tests {
             env: Env::from_iter([("TOKEN", "hunter2")]),
             user: None,
             labels: BTreeMap::from([("team".to_owned(), "core".to_owned())]),
+            mounts: Vec::new(),
+            network: None,
+            read_only_root: false,
             bootstrap: Bootstrap {
                 addresses: vec!["127.0.0.1:7443".into()],
                 server_name: "gateway.holdfast.internal".into(),
@@ -343,7 +437,25 @@ mod tests {
     #[test]
     fn the_field_that_is_wrong_is_named() {
         type Spoil = fn(&mut WorkloadSpec);
-        let wrong: [(&str, Spoil); 12] = [
+        let mount = |source: &str, target: &str| Mount {
+            source: source.into(),
+            target: target.into(),
+            read_only: false,
+        };
+        for (field, mount) in [
+            ("mounts[0].source", mount("a/b", "/x")),
+            ("mounts[0].source", mount("/a/../b", "/x")),
+            ("mounts[0].source", mount("/a:b", "/x")),
+            ("mounts[0].target", mount("/a", "x")),
+            ("mounts[0].target", mount("/a", "/")),
+            ("mounts[0].target", mount("/a", "/x/../..")),
+        ] {
+            assert_eq!(field_of(&WorkloadSpec { mounts: vec![mount], ..sample() }), field);
+        }
+        let twice = vec![mount("/a", "/x"), mount("cache", "/x")];
+        assert_eq!(field_of(&WorkloadSpec { mounts: twice, ..sample() }), "mounts[1].target");
+        let wrong: [(&str, Spoil); 13] = [
+            ("network", |spec| spec.network = Some("two words".into())),
             ("name", |spec| spec.name = "../etc".into()),
             ("name", |spec| spec.name = "x".repeat(64)),
             ("generation", |spec| spec.generation = Generation(0)),

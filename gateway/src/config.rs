@@ -44,16 +44,27 @@ pub struct GatewayArgs {
     /// Plain HTTP for /healthz, /readyz and /metrics [default: 127.0.0.1, a free port, said at the start]
     #[arg(long, env = "HOLDFAST_HTTP_LISTEN", value_name = "ADDR:PORT")]
     pub http_listen: Option<SocketAddr>,
-    /// What makes workloads: local [default: local]
+    /// What makes workloads: local or container [default: local]
     #[arg(long, env = "HOLDFAST_DRIVER", value_name = "NAME")]
     pub driver: Option<String>,
+    /// The container driver's engine, docker or podman, as unix:///PATH or tcp://HOST:PORT [default: DOCKER_HOST,
+    /// CONTAINER_HOST, or the first of the usual sockets that answers]
+    #[arg(long, env = "HOLDFAST_ENGINE", value_name = "ADDRESS")]
+    pub engine: Option<String>,
+    /// The container driver's image for sandboxes that name none
+    #[arg(long, env = "HOLDFAST_IMAGE", value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// The container driver's network for sandboxes that name none [default: the engine's bridge]
+    #[arg(long, env = "HOLDFAST_NETWORK", value_name = "NAME")]
+    pub network: Option<String>,
     /// The gateway's name, for certificates and logs [default: gateway]
     #[arg(long, env = "HOLDFAST_NAME", value_name = "NAME")]
     pub name: Option<String>,
     /// The installation's trust domain; fixed by the first start [default: holdfast.internal]
     #[arg(long, env = "HOLDFAST_TRUST_DOMAIN", value_name = "DOMAIN")]
     pub trust_domain: Option<String>,
-    /// The supervisor's command for the local driver [default: this program's own]
+    /// The supervisor's program. For the local driver any [default: this program's own]; for the container driver
+    /// a static one [default: holdfast-supervisor beside this program]
     #[arg(long, env = "HOLDFAST_SUPERVISOR", value_name = "PATH")]
     pub supervisor: Option<PathBuf>,
     /// Bearer tokens for the API: a file (mode 0600) of lines `NAME TOKEN`
@@ -98,6 +109,18 @@ struct FileConfig {
     boot_deadline_seconds: Option<u64>,
     orphan_grace_seconds: Option<u64>,
     tuning: FileTuning,
+    container: FileContainer,
+}
+
+/// The container driver's keys.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileContainer {
+    engine: Option<String>,
+    image: Option<String>,
+    network: Option<String>,
+    mounts: Vec<String>,
+    cgroup_parent: Option<String>,
 }
 
 /// Times that supervisors are told, in milliseconds; 0 or absent: the default.
@@ -132,6 +155,8 @@ pub struct Config {
     pub trust_domain: String,
     /// How the local driver starts a supervisor: a program and its first arguments.
     pub supervisor_command: Vec<OsString>,
+    /// The container driver's own.
+    pub container: ContainerSettings,
     /// Bearer tokens.
     pub tokens_file: Option<PathBuf>,
     /// Names of the clients (of certificates or tokens) that may order faults.
@@ -148,6 +173,23 @@ pub struct Config {
     pub orphan_grace: Duration,
     /// Times that supervisors are told.
     pub tuning: Tuning,
+}
+
+/// What the container driver is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerSettings {
+    /// The engine's address; `None`: as docker's and podman's own tools find it.
+    pub engine: Option<String>,
+    /// The static supervisor; `None`: the one beside this program.
+    pub supervisor: Option<PathBuf>,
+    /// The image of sandboxes that name none.
+    pub image: Option<String>,
+    /// The network of sandboxes that name none.
+    pub network: Option<String>,
+    /// Paths and volumes that sandboxes may mount.
+    pub mounts: Vec<String>,
+    /// The cgroup that containers are put under.
+    pub cgroup_parent: Option<String>,
 }
 
 /// Settings that make no sense.
@@ -192,6 +234,7 @@ impl Config {
             name: "gateway".to_owned(),
             trust_domain: "holdfast.internal".to_owned(),
             supervisor_command,
+            container: ContainerSettings::default(),
             tokens_file: None,
             admins: vec!["admin".to_owned()],
             log_format: LogFormat::Text,
@@ -216,8 +259,9 @@ impl Config {
         };
         let data_dir = std::path::absolute(&data_dir)
             .map_err(|source| ConfigError::Read { path: data_dir.clone(), source })?;
-        let supervisor_command = match args.supervisor.clone().or(file.supervisor) {
-            Some(path) => vec![path.into_os_string()],
+        let supervisor = args.supervisor.clone().or(file.supervisor);
+        let supervisor_command = match &supervisor {
+            Some(path) => vec![path.clone().into_os_string()],
             None => own_supervisor,
         };
         let mut config = Self::new(data_dir, SocketAddr::from(([127, 0, 0, 1], 7443)), supervisor_command);
@@ -242,6 +286,14 @@ impl Config {
                 *slot = value;
             }
         }
+        config.container = ContainerSettings {
+            engine: args.engine.clone().or(file.container.engine),
+            supervisor,
+            image: args.image.clone().or(file.container.image),
+            network: args.network.clone().or(file.container.network),
+            mounts: file.container.mounts,
+            cgroup_parent: file.container.cgroup_parent,
+        };
         if let Some(congestion) = file.congestion {
             config.congestion =
                 congestion.parse().map_err(|message| ConfigError::Invalid { key: "congestion", message })?;
@@ -357,6 +409,20 @@ mod tests {
     fn an_unknown_key_is_named() {
         let (_file, args) = with_file("lisen = \"127.0.0.1:9000\"\n");
         assert!(resolve(&args).unwrap_err().to_string().contains("lisen"));
+        let (_file, args) = with_file("[container]\nengin = \"unix:///x\"\n");
+        assert!(resolve(&args).unwrap_err().to_string().contains("engin"));
+    }
+
+    #[test]
+    fn the_container_driver_has_a_section_of_its_own() {
+        let text = "driver = \"container\"\n[container]\nengine = \"unix:///x\"\nimage = \"debian\"\nmounts = [\"/srv\"]\n";
+        let (_file, mut args) = with_file(text);
+        args.image = Some("busybox".to_owned());
+        let container = resolve(&args).unwrap().container;
+        assert_eq!(container.engine.as_deref(), Some("unix:///x"));
+        assert_eq!(container.image.as_deref(), Some("busybox"));
+        assert_eq!(container.mounts, ["/srv"]);
+        assert_eq!(container.supervisor, None);
     }
 
     #[test]

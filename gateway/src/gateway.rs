@@ -18,7 +18,8 @@ use std::{
 };
 
 use holdfast_drivers::{
-    Bootstrap, ComputeDriver, Secret,
+    Bootstrap, ComputeDriver, DriverError, Secret,
+    container::{ContainerConfig, ContainerDriver},
     local::{LocalConfig, LocalDriver},
 };
 use holdfast_wire::{
@@ -109,9 +110,19 @@ pub enum StartError {
     Store(#[from] StoreError),
     /// The driver.
     #[error("opening the driver: {0}")]
-    Driver(#[from] holdfast_drivers::DriverError),
+    Driver(DriverError),
+    /// The driver cannot be what the settings say.
+    #[error("the {driver} driver: {field}: {message}")]
+    DriverSetting {
+        /// Which driver.
+        driver: String,
+        /// Which setting.
+        field: String,
+        /// What is wrong, and what would be right.
+        message: String,
+    },
     /// No such driver.
-    #[error("no driver {0:?}: this build has local")]
+    #[error("no driver {0:?}: this build has local and container")]
     UnknownDriver(String),
     /// The core.
     #[error(transparent)]
@@ -146,7 +157,7 @@ impl Gateway {
 
         let store: Arc<dyn Store> =
             Arc::new(SqliteStore::open_file(&config.data_dir.join("store.sqlite")).await?);
-        let driver = open_driver(&config).await?;
+        let driver = open_driver(&config, listen).await?;
         let capabilities = driver.capabilities();
         let addresses =
             if config.advertise.is_empty() { vec![reachable(listen).to_string()] } else { config.advertise };
@@ -303,12 +314,32 @@ impl Readiness for Ready {
     }
 }
 
-async fn open_driver(config: &Config) -> Result<Arc<dyn ComputeDriver>, StartError> {
+async fn open_driver(config: &Config, listen: SocketAddr) -> Result<Arc<dyn ComputeDriver>, StartError> {
+    let failed = |error| match error {
+        DriverError::InvalidSpec { field, message } => {
+            StartError::DriverSetting { driver: config.driver.clone(), field, message }
+        }
+        error => StartError::Driver(error),
+    };
     match config.driver.as_str() {
         "local" => {
             let root = config.data_dir.join("sandboxes");
             let local = LocalConfig::new(root, config.supervisor_command.clone());
-            Ok(Arc::new(LocalDriver::open(local).await?))
+            Ok(Arc::new(LocalDriver::open(local).await.map_err(failed)?))
+        }
+        "container" => {
+            let asked = config.container.clone();
+            let container = ContainerConfig {
+                engine: asked.engine,
+                supervisor: asked.supervisor,
+                image: asked.image,
+                network: asked.network,
+                mounts: asked.mounts,
+                cgroup_parent: asked.cgroup_parent,
+                advertised: config.advertise.clone(),
+                ..ContainerConfig::new(config.data_dir.join("containers"), listen)
+            };
+            Ok(Arc::new(ContainerDriver::open(container).await.map_err(failed)?))
         }
         other => Err(StartError::UnknownDriver(other.to_owned())),
     }

@@ -16,7 +16,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     command,
-    execs::{Execs, ExecsConfig, ExecsError, spawn::RealSpawner},
+    execs::{
+        Execs, ExecsConfig, ExecsError,
+        spawn::{RealSpawner, give_workspace},
+    },
     identity::{Identity, IdentityError},
     init::{self, Children, MountProcError},
     link::{Link, Seams, Target},
@@ -106,6 +109,12 @@ async fn supervise(
             }
         });
     }
+    if let Some(user) = &config.default_user
+        && let Err(error) = give_workspace(&config.workspace, user)
+    {
+        // The probe runs as this user, and says more.
+        tracing::warn!(%error, "the workspace stays whose it is");
+    }
     let workspace = Workspace::at(config.workspace.clone());
     let spawner =
         InWorkspace { spawner: Arc::new(RealSpawner::among(children)), workspace: workspace.clone() };
@@ -115,7 +124,7 @@ async fn supervise(
             workspace: config.workspace.clone(),
             spool: config.spool,
             base_env: base_env(std::env::vars_os()),
-            default_user: None,
+            default_user: config.default_user.clone(),
             max_execs: limits::MAX_EXECS,
             spawner: Arc::new(spawner),
             sandbox_id: config.sandbox_id,

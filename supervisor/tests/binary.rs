@@ -77,6 +77,7 @@ impl World {
             workspace: seen("workspace"),
             init: false,
             mount_proc: false,
+            default_user: None,
             gateway: GatewayAddress {
                 addresses: vec![format!("localhost:{port}")],
                 server_name: TrustDomain::default().gateway_dns_name(),

@@ -32,6 +32,9 @@ pub struct SupervisorConfig {
     /// Mount a new `/proc` at start (own PID and mount namespace, old `/proc` inherited).
     #[serde(default)]
     pub mount_proc: bool,
+    /// Who runs a command that names nobody: a name or `uid[:gid]` of the sandbox. Absent: the supervisor's own user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_user: Option<String>,
     /// Whom to dial.
     pub gateway: GatewayAddress,
     /// Who the supervisor is.
@@ -181,6 +184,7 @@ mod tests {
             workspace: "/workspace".into(),
             init: true,
             mount_proc: true,
+            default_user: Some("ada".into()),
             gateway: GatewayAddress {
                 addresses: vec!["127.0.0.1:7443".into(), "[::1]:7443".into()],
                 server_name: "gateway.holdfast.internal".into(),

@@ -74,6 +74,9 @@ impl std::fmt::Debug for api::SandboxSpec {
             .field("env", &self.env.keys())
             .field("user", &self.user)
             .field("resources", &self.resources)
+            .field("mounts", &self.mounts)
+            .field("network", &self.network)
+            .field("read_only_root", &self.read_only_root)
             .finish()
     }
 }

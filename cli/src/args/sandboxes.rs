@@ -3,6 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueHint};
+use holdfast_wire::api::Mount;
 
 use crate::values;
 
@@ -27,6 +28,15 @@ pub(crate) struct Making {
     /// Delete it so long after its creation, whatever it does; using it changes nothing [default: never]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub(crate) ttl: Option<Duration>,
+    /// A path of the gateway's machine, or a volume, if its operator allows it; may be repeated
+    #[arg(long = "mount", value_name = "SOURCE:TARGET[:ro]", value_parser = values::mount)]
+    pub(crate) mounts: Vec<Mount>,
+    /// The network, for drivers that have several [default: the driver's]
+    #[arg(long)]
+    pub(crate) network: Option<String>,
+    /// The image's files cannot be changed; the workspace can
+    #[arg(long)]
+    pub(crate) read_only: bool,
 }
 
 #[derive(Debug, Args)]
@@ -34,6 +44,7 @@ pub(crate) struct Making {
 Examples:
   holdfast create box --wait
   box=$(holdfast create --label job=42 --memory 4Gi)
+  holdfast create box --image debian:13 --cpus 2 --memory 4Gi --pids 1000 --user ada --wait
   holdfast create job --ttl 2h --idle-stop 15m      gone in two hours; stopped when nobody uses it")]
 pub(crate) struct CreateArgs {
     /// The sandbox's name [default: one is made up]

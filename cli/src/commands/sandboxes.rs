@@ -92,6 +92,9 @@ pub(super) fn spec_of(
             memory_bytes: making.memory.unwrap_or(0),
             pids: making.pids.unwrap_or(0),
         }),
+        mounts: making.mounts,
+        network: making.network.unwrap_or_default(),
+        read_only_root: making.read_only,
         ttl: span(making.ttl, "--ttl")?,
         ..SandboxSpec::default()
     })

@@ -29,6 +29,9 @@ pub(crate) struct Sandbox {
     pub(crate) cpu_millis: u64,
     pub(crate) memory_bytes: u64,
     pub(crate) pids: u64,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) network: String,
+    pub(crate) read_only_root: bool,
     pub(crate) last_error: Option<LastError>,
     pub(crate) session: Option<Session>,
     pub(crate) created_at: Option<String>,
@@ -37,6 +40,13 @@ pub(crate) struct Sandbox {
     pub(crate) idle_stop_s: Option<f64>,
     #[serde(skip)]
     age: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Mount {
+    source: String,
+    target: String,
+    read_only: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,6 +121,13 @@ impl From<api::Sandbox> for Sandbox {
             cpu_millis: resources.cpu_millis,
             memory_bytes: resources.memory_bytes,
             pids: resources.pids,
+            mounts: spec
+                .mounts
+                .into_iter()
+                .map(|mount| Mount { source: mount.source, target: mount.target, read_only: mount.read_only })
+                .collect(),
+            network: spec.network,
+            read_only_root: spec.read_only_root,
             last_error: status.last_error.map(|error| LastError {
                 reason: error.reason,
                 message: error.message,

@@ -112,6 +112,9 @@ pub fn sample_spec(sandbox: SandboxId) -> WorkloadSpec {
         env: Env::from_iter([("HELD", "fast")]),
         user: None,
         labels: BTreeMap::from([("suite".to_owned(), "conformance".to_owned())]),
+        mounts: Vec::new(),
+        network: None,
+        read_only_root: false,
         bootstrap: Bootstrap {
             // The discard port of this machine: nobody answers, and no packet leaves.
             addresses: vec!["127.0.0.1:9".to_owned()],

@@ -107,6 +107,7 @@ fn launch(shared: &Shared, spec: &WorkloadSpec, dir: &Dir) -> io::Result<Launch>
         workspace: dir.path().join(WORKSPACE),
         init: shared.namespaces,
         mount_proc: shared.namespaces,
+        default_user: None,
         gateway: GatewayAddress {
             addresses: bootstrap.addresses.clone(),
             server_name: bootstrap.server_name.clone(),

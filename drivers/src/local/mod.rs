@@ -392,10 +392,10 @@ impl Shared {
 /// What this driver cannot make, beside what no driver can.
 fn check(spec: &WorkloadSpec) -> Result<(), DriverError> {
     spec.check()?;
-    if spec.image.is_some() {
+    if let Some(field) = spec.first_of_an_image() {
         return Err(DriverError::invalid(
-            "image",
-            "the local driver runs no images: leave it out, or choose another driver",
+            field,
+            "the local driver runs no images, on the machine's own files and network: leave it out, or choose another driver",
         ));
     }
     if spec.user.is_some() {

@@ -4,7 +4,8 @@ use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use holdfast_drivers::{
-    ComputeDriver, DriverError, Env, ErrorKind, Observed, Resources, Verb, WorkloadSpec, spec::MAX_ENTRIES,
+    ComputeDriver, DriverError, Env, ErrorKind, Mount, Observed, Resources, Verb, WorkloadSpec,
+    spec::{MAX_ENTRIES, MAX_MOUNTS, MAX_NETWORK_BYTES},
 };
 use holdfast_wire::{
     api,
@@ -111,6 +112,7 @@ impl From<DriverError> for Failure {
             ErrorKind::Conflict => "DriverConflict",
             ErrorKind::Unavailable => "DriverUnavailable",
             ErrorKind::ResourceExhausted => "OutOfResources",
+            ErrorKind::Image => "ImageUnavailable",
             _ => "DriverFailed",
         };
         Self {
@@ -206,7 +208,14 @@ fn workload(
     if spec.env.len() > MAX_ENTRIES || spec.labels.len() > MAX_ENTRIES {
         return Err(CallError::invalid("spec", format!("more than {MAX_ENTRIES} variables or labels")));
     }
-    for (field, text, most) in [("image", &spec.image, MAX_IMAGE), ("user", &spec.user, limits::MAX_USER)] {
+    if spec.mounts.len() > MAX_MOUNTS {
+        return Err(CallError::invalid("mounts", format!("more than {MAX_MOUNTS}")));
+    }
+    for (field, text, most) in [
+        ("image", &spec.image, MAX_IMAGE),
+        ("user", &spec.user, limits::MAX_USER),
+        ("network", &spec.network, MAX_NETWORK_BYTES),
+    ] {
         if text.len() > most {
             return Err(CallError::invalid(
                 field,
@@ -224,8 +233,15 @@ fn workload(
         env: Env::from_iter(spec.env.iter().map(|(name, value)| (name.clone(), value.clone()))),
         user: text(&spec.user),
         labels: spec.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        mounts: spec.mounts.iter().map(mount).collect(),
+        network: text(&spec.network),
+        read_only_root: spec.read_only_root,
         bootstrap: bootstrapper.bootstrap(record.id, generation)?,
     })
+}
+
+fn mount(asked: &api::Mount) -> Mount {
+    Mount { source: asked.source.clone(), target: asked.target.clone(), read_only: asked.read_only }
 }
 
 fn resources(asked: Option<&api::Resources>) -> Result<Resources, CallError> {

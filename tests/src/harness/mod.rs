@@ -11,7 +11,7 @@ mod gateway;
 mod look;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -31,7 +31,7 @@ pub struct Cluster {
     _cleanup: cleanup::Cleanup,
     program: PathBuf,
     dir: tempfile::TempDir,
-    port: u16,
+    listen: SocketAddr,
     extra: Vec<String>,
 }
 
@@ -44,13 +44,18 @@ impl Cluster {
 
     /// The same with further arguments for the gateway.
     pub async fn start_with(program: &str, extra: &[&str]) -> anyhow::Result<Self> {
+        Self::start_on(program, IpAddr::from([127, 0, 0, 1]), extra).await
+    }
+
+    /// The same on another address of this machine.
+    pub async fn start_on(program: &str, ip: IpAddr, extra: &[&str]) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("holdfast-test-").tempdir()?;
         let mut cluster = Self {
             gateway: None,
             _cleanup: cleanup::Cleanup::of(dir.path()),
             program: PathBuf::from(program),
             dir,
-            port: 0,
+            listen: SocketAddr::new(ip, 0),
             extra: extra.iter().map(|arg| (*arg).to_owned()).collect(),
         };
         cluster.start_gateway().await?;
@@ -60,9 +65,8 @@ impl Cluster {
     /// Starts the gateway (again), on the port of the first time, and waits until it listens.
     pub async fn start_gateway(&mut self) -> anyhow::Result<()> {
         anyhow::ensure!(self.gateway.is_none(), "the gateway runs already");
-        let listen = SocketAddr::from(([127, 0, 0, 1], self.port));
-        let gateway = Gateway::start(&self.program, &self.data_dir(), listen, &self.extra).await?;
-        self.port = gateway.address.port();
+        let gateway = Gateway::start(&self.program, &self.data_dir(), self.listen, &self.extra).await?;
+        self.listen = gateway.address;
         self.gateway = Some(gateway);
         Ok(())
     }

@@ -16,6 +16,52 @@ const PREFIX: &str = "holdfast-exec-";
 /// An empty cgroup of this age is nobody's: from its making to its command's start it takes milliseconds.
 const OLD: Duration = Duration::from_secs(120);
 
+/// A tree of cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hierarchy {
+    /// Version 2.
+    Unified,
+    /// Version 1's, of the memory controller.
+    Memory,
+}
+
+/// The directory of this very process's cgroup, as it is seen from here.
+pub(super) fn own_dir(hierarchy: Hierarchy) -> Option<PathBuf> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    find_dir(hierarchy, &own, &mounts)
+}
+
+fn find_dir(hierarchy: Hierarchy, own: &str, mounts: &str) -> Option<PathBuf> {
+    let own = own.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let found = match hierarchy {
+            Hierarchy::Unified => controllers.is_empty(),
+            Hierarchy::Memory => controllers.split(',').any(|controller| controller == "memory"),
+        };
+        found.then_some(path)
+    })?;
+    mounts.lines().find_map(|line| {
+        let (mount, fs) = line.split_once(" - ")?;
+        let mut kind = fs.split(' ');
+        let found = match (hierarchy, kind.next()?) {
+            (Hierarchy::Unified, "cgroup2") => true,
+            (Hierarchy::Memory, "cgroup") => {
+                kind.nth(1).is_some_and(|options| options.split(',').any(|option| option == "memory"))
+            }
+            _ => false,
+        };
+        if !found {
+            return None;
+        }
+        let mut fields = mount.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        let below = Path::new(own).strip_prefix(root).ok()?;
+        Some(Path::new(point).join(below))
+    })
+}
+
 /// One exec's cgroup.
 #[derive(Clone, Debug)]
 pub(super) struct Cgroup {
@@ -25,19 +71,7 @@ pub(super) struct Cgroup {
 impl Cgroup {
     /// The cgroup v2 directory of this very process, if cgroups can be made below it: found by trying.
     pub(super) fn base() -> Option<PathBuf> {
-        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let base = mounts.lines().find_map(|line| {
-            let (mount, fs) = line.split_once(" - ")?;
-            if fs.split(' ').next()? != "cgroup2" {
-                return None;
-            }
-            let mut fields = mount.split(' ').skip(3);
-            let (root, point) = (fields.next()?, fields.next()?);
-            let below = Path::new(own).strip_prefix(root).ok()?;
-            Some(Path::new(point).join(below))
-        })?;
+        let base = own_dir(Hierarchy::Unified)?;
         let trial = base.join(format!("holdfast-trial-{}", std::process::id()));
         fs::create_dir(&trial).ok()?;
         let writable = fs::OpenOptions::new().write(true).open(trial.join("cgroup.procs")).is_ok();
@@ -110,5 +144,21 @@ impl Cgroup {
             Ok(()) => true,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_directory_is_found_in_a_container_and_on_a_machine() {
+        let mounts = "40 30 0:30 /pods/abc /sys/fs/cgroup/memory ro,nosuid - cgroup cgroup rw,memory\n\
+                      41 30 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let own = "3:cpu,cpuacct:/pods/abc\n2:memory:/pods/abc\n0::/pods/abc\n";
+        let dir = |hierarchy| find_dir(hierarchy, own, mounts);
+        assert_eq!(dir(Hierarchy::Memory), Some("/sys/fs/cgroup/memory".into()));
+        assert_eq!(dir(Hierarchy::Unified), Some("/sys/fs/cgroup/unified/pods/abc".into()));
+        assert_eq!(find_dir(Hierarchy::Memory, "0::/\n", mounts), None);
     }
 }

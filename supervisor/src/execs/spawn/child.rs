@@ -61,8 +61,8 @@ pub(super) struct Plan {
     pub(super) cwd: CString,
     /// Go there before the change of user: see `SpawnRequest::in_workspace`.
     pub(super) enter_first: bool,
-    /// The supervisor is protected from the out-of-memory killer; its commands must not be.
-    pub(super) reset_oom: bool,
+    /// For `oom_score_adj`: commands must go before the supervisor does.
+    pub(super) oom_score: Option<Vec<u8>>,
 }
 
 /// Makes `command` carry out `plan` in the child.
@@ -98,8 +98,8 @@ fn run(plan: &Plan) -> io::Result<()> {
         // Without its cgroup the exec is found by session and marker: less sharp, no reason to fail.
         let _ = rustix::io::write(cgroup, b"0");
     }
-    if plan.reset_oom {
-        reset_oom();
+    if let Some(score) = &plan.oom_score {
+        set_oom_score(score);
     }
     reset_signals();
     rustix::process::umask(Mode::from_raw_mode(UMASK));
@@ -130,11 +130,11 @@ fn become_user(identity: &Identity) -> rustix::io::Result<()> {
     rustix::thread::set_thread_res_uid(identity.uid, identity.uid, identity.uid)
 }
 
-fn reset_oom() {
+fn set_oom_score(score: &[u8]) {
     const FILE: &CStr = c"/proc/self/oom_score_adj";
     // Where it cannot be had, the command is only better protected than it should be.
     if let Ok(file) = rustix::fs::open(FILE, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
-        let _ = rustix::io::write(file.as_fd(), b"0");
+        let _ = rustix::io::write(file.as_fd(), score);
     }
 }
 

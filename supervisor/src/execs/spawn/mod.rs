@@ -13,6 +13,7 @@ mod cgroup;
 mod child;
 pub mod fake;
 mod lookup;
+mod oom;
 mod processes;
 mod pty;
 mod real;
@@ -26,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use fake::FakeSpawner;
 pub use real::RealSpawner;
+pub(crate) use users::give_workspace;
 
 /// Starts processes.
 pub trait Spawner: Send + Sync + std::fmt::Debug + 'static {

@@ -32,6 +32,7 @@ use super::{
     cgroup::Cgroup,
     child::{self, Identity, Plan, Stage},
     lookup,
+    oom::{self, Kills},
     processes::{Family, Held, Stat, boot_id},
     pty,
     users::{self, Account},
@@ -53,8 +54,10 @@ struct Machine {
     /// Where cgroups for execs can be made.
     cgroups: Option<PathBuf>,
     boot_id: String,
-    /// The supervisor has a negative oom_score_adj, which its commands must not inherit.
-    reset_oom: bool,
+    /// What a command's oom_score_adj becomes, if it must not be the supervisor's.
+    oom_score: Option<Vec<u8>>,
+    /// What the kernel has killed for memory.
+    oom_kills: Kills,
     /// Where passwd and group are.
     etc: PathBuf,
     /// Cgroups in which something still lived when their execs ended: removed once it is gone.
@@ -84,6 +87,7 @@ impl RealSpawner {
     pub fn among(children: Children) -> Self {
         let mut machine = Machine::look();
         machine.children = children;
+        machine.oom_score = oom::score_of_commands(true);
         Self { machine: Arc::new(machine) }
     }
 
@@ -149,11 +153,11 @@ struct Streams {
 
 impl Machine {
     fn look() -> Self {
-        let adjusted = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
         Self {
             cgroups: Cgroup::base(),
             boot_id: boot_id(),
-            reset_oom: adjusted.trim().parse().is_ok_and(|score: i32| score < 0),
+            oom_score: oom::score_of_commands(false),
+            oom_kills: Kills::look(),
             etc: "/etc".into(),
             stale: Mutex::default(),
             children: Children::default(),
@@ -191,11 +195,12 @@ impl Machine {
             identity,
             cwd,
             enter_first: request.in_workspace,
-            reset_oom: self.reset_oom,
+            oom_score: self.oom_score.clone(),
         };
         child::prepare(&mut command, plan);
         let mut command = tokio::process::Command::from(command);
         command.kill_on_drop(true);
+        let memory = Memory { kills: self.oom_kills.clone(), before: self.oom_kills.count() };
         let child = self.children.spawn(|| {
             let child = command.spawn()?;
             let pid = child.id();
@@ -225,7 +230,7 @@ impl Machine {
             stdin: streams.stdin,
             stdout: streams.stdout,
             stderr: streams.stderr,
-            wait: Box::pin(wait(child, mark, leader.family.cgroup.clone())),
+            wait: Box::pin(wait(child, mark, leader.family.cgroup.clone(), memory)),
             control: Box::new(leader),
         })
     }
@@ -347,13 +352,34 @@ fn explain(
     }
 }
 
-async fn wait(mut child: tokio::process::Child, mark: OwnChild, cgroup: Option<Cgroup>) -> io::Result<Exit> {
+/// What had been killed for memory when a command was started.
+struct Memory {
+    kills: Kills,
+    before: Option<u64>,
+}
+
+impl Memory {
+    /// Whether the kernel has killed for memory since.
+    fn ran_out(&self) -> bool {
+        self.before.is_some_and(|before| self.kills.count().is_some_and(|now| now > before))
+    }
+}
+
+async fn wait(
+    mut child: tokio::process::Child,
+    mark: OwnChild,
+    cgroup: Option<Cgroup>,
+    memory: Memory,
+) -> io::Result<Exit> {
     let status: ExitStatus = child.wait().await?;
     drop(mark);
     let Some(signal) = status.signal() else {
         return Ok(Exit::Code(status.code().unwrap_or(-1)));
     };
-    let oom = signal == libc::SIGKILL && cgroup.is_some_and(|cgroup| cgroup.oom_killed());
+    // Its own cgroup knows for certain; where it has none, or one that does not count memory, the one of all says
+    // that somebody was killed for memory while this command lived.
+    let oom =
+        signal == libc::SIGKILL && (cgroup.is_some_and(|cgroup| cgroup.oom_killed()) || memory.ran_out());
     Ok(Exit::Signal { signal, core: status.core_dumped(), oom })
 }
 

@@ -66,6 +66,24 @@ pub(super) fn by_uid(uid: u32, etc: &Path) -> Account {
     find(&passwd, &uid.to_string()).unwrap_or_else(|| Account::nameless(uid))
 }
 
+/// Gives a workspace that is nobody's yet to the user whose commands run in it: a fresh volume belongs to root, who
+/// is the supervisor. One that belongs to somebody else is left as it is, and so is everything in it.
+pub(crate) fn give_workspace(workspace: &Path, user: &str) -> Result<(), SpawnError> {
+    let failed = |error: std::io::Error| {
+        let attempted = format!("giving {} to {user}", workspace.display());
+        SpawnError::io(StartFailure::BadCwd, &error, attempted)
+    };
+    let account = resolve(user, Path::new("/etc"))?;
+    let own = rustix::process::geteuid();
+    let facts = rustix::fs::stat(workspace).map_err(|errno| failed(errno.into()))?;
+    if !own.is_root() || facts.st_uid != own.as_raw() || account.uid == own.as_raw() {
+        return Ok(());
+    }
+    let (uid, gid) =
+        (rustix::process::Uid::from_raw(account.uid), rustix::process::Gid::from_raw(account.gid));
+    rustix::fs::chown(workspace, Some(uid), Some(gid)).map_err(|errno| failed(errno.into()))
+}
+
 impl Account {
     fn nameless(uid: u32) -> Self {
         Self {

@@ -1,0 +1,423 @@
+//! The container driver: a workload is a container of Docker or Podman, spoken to by the Docker API.
+//!
+//! The supervisor's static binary is put into any image, an empty one too, by a read-only mount, and is the
+//! container's first process. The image's own entrypoint is not run. The workspace is a volume of the engine's and
+//! outlives containers; a container belongs to one generation and is never started twice.
+//!
+//! ```text
+//!   ContainerDriver ──Request──▶ Keeper (one task a sandbox that is asked for something) ──▶ engine, record
+//!        ▲                            ▲                                                        │
+//!        └────── Board ◀──────────────┼── level ◀─────────────── a look ◀──────────────────────┘
+//!                                     └── Look ◀── events (one task: the engine's events, and a list every 30 s)
+//! ```
+//!
+//! Labels mark what is this gateway's: nothing without them is touched. Containers outlive the gateway; the next one
+//! finds them by these labels. A lock on the root keeps two gateways from one root.
+
+mod address;
+mod engine;
+mod events;
+mod image;
+mod recipe;
+mod record;
+mod socket;
+mod state;
+mod supervisor;
+mod task;
+
+use std::{
+    collections::HashMap,
+    fmt, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use holdfast_wire::{bootstrap::SpoolLimits, ids::SandboxId};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    address::Reach,
+    engine::Engine,
+    task::{Keeper, Reply, Request},
+};
+use crate::{
+    Capabilities, ComputeDriver, DriverError, Isolation, Observed, ObservedStream, Verb, Workload,
+    WorkloadSpec, board::Board,
+};
+
+/// How many verbs on one sandbox may wait for each other. A gateway has one writer a sandbox; beside it there are
+/// looks, of which a busy engine can make many.
+const MAILBOX: usize = 256;
+
+/// The driver.
+#[derive(Debug)]
+pub struct ContainerDriver {
+    shared: Arc<Shared>,
+}
+
+/// How a container driver is opened.
+#[derive(Clone, Debug)]
+pub struct ContainerConfig {
+    /// Where records and the supervisors' files live; made (mode 0700) if it is not there. One gateway's alone.
+    pub root: PathBuf,
+    /// The engine's address; `None`: as docker's and podman's own tools find it.
+    pub engine: Option<String>,
+    /// The static supervisor; `None`: the one beside this program.
+    pub supervisor: Option<PathBuf>,
+    /// The image of sandboxes that name none.
+    pub image: Option<String>,
+    /// The network of sandboxes that name none; `None`: the engine's default bridge.
+    pub network: Option<String>,
+    /// What sandboxes may mount: paths (with all below them) and names of volumes.
+    pub mounts: Vec<String>,
+    /// The cgroup that the engine puts containers under; `None`: the engine's own choice.
+    pub cgroup_parent: Option<String>,
+    /// What the gateway listens on, QUIC that is.
+    pub listen: SocketAddr,
+    /// What supervisors shall dial; empty: worked out from `listen` and the container's network.
+    pub advertised: Vec<String>,
+    /// The bounds of each supervisor's spool.
+    pub spool: SpoolLimits,
+    /// The supervisors' log filter.
+    pub log: String,
+}
+
+impl ContainerConfig {
+    /// Containers of the engine that the usual tools find, and the defaults for the rest.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>, listen: SocketAddr) -> Self {
+        Self {
+            root: root.into(),
+            engine: None,
+            supervisor: None,
+            image: None,
+            network: None,
+            mounts: Vec::new(),
+            cgroup_parent: None,
+            listen,
+            advertised: Vec::new(),
+            spool: SpoolLimits::default(),
+            log: "info".to_owned(),
+        }
+    }
+}
+
+/// What was configured, checked.
+#[derive(Debug)]
+struct Settings {
+    image: Option<String>,
+    network: Option<String>,
+    mounts: Vec<String>,
+    cgroup_parent: Option<String>,
+    reach: Reach,
+    spool: SpoolLimits,
+    log: String,
+}
+
+/// What keepers share.
+struct Shared {
+    root: PathBuf,
+    engine: Engine,
+    supervisor: PathBuf,
+    /// What this root's containers and volumes are labelled with.
+    installation: String,
+    settings: Settings,
+    board: Board,
+    keepers: Mutex<HashMap<SandboxId, mpsc::Sender<Request>>>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    /// Held until the last keeper is done, so that the next driver never meets one at work.
+    lock: fs::File,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("root", &self.root)
+            .field("engine", &self.engine)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ContainerDriver {
+    /// Finds the engine, opens the driver over its root, and takes hold of the containers that are there.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for a configuration that cannot be (its field is named, and what to do); `Unavailable` where no
+    /// engine answers, or while another gateway has the root.
+    pub async fn open(config: ContainerConfig) -> Result<Self, DriverError> {
+        let reach = Reach { listen: config.listen, advertised: config.advertised };
+        reach.check().map_err(|message| DriverError::invalid("listen", message))?;
+        let supervisor = supervisor::find(config.supervisor.as_deref())?;
+        let engine = connect(config.engine.as_deref()).await?;
+        if engine.remapped {
+            let message = "the engine maps root in containers to another user (userns-remap), who cannot read the \
+                supervisors' files: use an engine without it, or a rootless one";
+            return Err(DriverError::invalid("engine", message));
+        }
+        let (root, lock) = open_root(&config.root)?;
+        let installation = record::installation(&root)
+            .map_err(|error| DriverError::io("reading the container driver's installation id", error))?;
+        let shared = Arc::new(Shared {
+            root,
+            engine,
+            supervisor,
+            installation,
+            settings: Settings {
+                image: config.image,
+                network: config.network,
+                mounts: config.mounts,
+                cgroup_parent: config.cgroup_parent,
+                reach,
+                spool: config.spool,
+                log: config.log,
+            },
+            board: Board::default(),
+            keepers: Mutex::default(),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            lock,
+        });
+        let driver = Self { shared: shared.clone() };
+        events::look_at_all(&shared, true).await?;
+        shared.tasks.spawn(events::follow(shared.clone()));
+        let engine = &shared.engine;
+        tracing::info!(engine = %engine.kind, version = engine.version, address = %engine.address, "containers are made by");
+        Ok(driver)
+    }
+
+    /// Hands a request to the sandbox's keeper and waits for its answer.
+    async fn call<T>(
+        &self,
+        verb: Verb,
+        sandbox: SandboxId,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, DriverError> {
+        let attempted = || format!("{verb} {sandbox}");
+        self.shared.is_open(verb)?;
+        let (reply, answer) = oneshot::channel();
+        self.shared
+            .hand_over(sandbox, request(reply))
+            .map_err(|message| DriverError::unavailable(attempted(), message))?;
+        match answer.await {
+            Ok(answer) => answer,
+            Err(_) if self.shared.cancel.is_cancelled() => Err(closed(verb)),
+            Err(_) => {
+                Err(DriverError::internal(attempted(), "the workload's keeper ended while it was at work"))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl ComputeDriver for ContainerDriver {
+    fn name(&self) -> &'static str {
+        "container"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let engine = &self.shared.engine;
+        // The freezer of cgroup v1 belongs to root.
+        let limits = !(engine.rootless && engine.cgroup_v1);
+        let rootless = if engine.rootless { ", rootless" } else { "" };
+        let cgroup = if engine.cgroup_v1 { "cgroup v1" } else { "cgroup v2" };
+        Capabilities {
+            pause: limits,
+            stop_start: true,
+            adoption: true,
+            logs: true,
+            images: true,
+            resources: limits,
+            isolation: Isolation::Container,
+            isolation_note: format!(
+                "containers of {} {}{rootless}, {cgroup}: files, processes and network of their own, and this machine's kernel",
+                engine.kind, engine.version
+            ),
+        }
+    }
+
+    async fn validate(&self, spec: &WorkloadSpec) -> Result<(), DriverError> {
+        self.shared.is_open(Verb::Validate)?;
+        self.check(spec)?;
+        let network = recipe::network(&self.shared, spec);
+        match self.shared.engine.network(network).await? {
+            Some(_) => Ok(()),
+            None => Err(DriverError::invalid("network", format!("the engine has no network {network:?}"))),
+        }
+    }
+
+    async fn ensure(&self, spec: &WorkloadSpec) -> Result<Workload, DriverError> {
+        self.shared.is_open(Verb::Ensure)?;
+        self.check(spec)?;
+        let spec = Box::new(spec.clone());
+        self.call(Verb::Ensure, spec.sandbox, |reply| Request::Ensure(spec, reply)).await
+    }
+
+    async fn stop(&self, sandbox: SandboxId, grace: Duration) -> Result<(), DriverError> {
+        self.call(Verb::Stop, sandbox, |reply| Request::Stop(grace, reply)).await
+    }
+
+    async fn pause(&self, sandbox: SandboxId) -> Result<(), DriverError> {
+        self.may_pause(Verb::Pause)?;
+        self.call(Verb::Pause, sandbox, Request::Pause).await
+    }
+
+    async fn resume(&self, sandbox: SandboxId) -> Result<(), DriverError> {
+        self.may_pause(Verb::Resume)?;
+        self.call(Verb::Resume, sandbox, Request::Resume).await
+    }
+
+    async fn delete(&self, sandbox: SandboxId) -> Result<(), DriverError> {
+        self.call(Verb::Delete, sandbox, Request::Delete).await
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>, DriverError> {
+        self.shared.is_open(Verb::List)?;
+        events::look_at_all(&self.shared, false).await?;
+        Ok(self.shared.board.all())
+    }
+
+    async fn watch(&self) -> Result<ObservedStream, DriverError> {
+        self.shared.is_open(Verb::Watch)?;
+        Ok(self.shared.board.watch())
+    }
+
+    async fn logs(&self, sandbox: SandboxId, tail: usize) -> Result<Bytes, DriverError> {
+        let missing = || DriverError::NotFound { verb: Verb::Logs, sandbox };
+        let id = self.call(Verb::Logs, sandbox, Request::Container).await?.ok_or_else(missing)?;
+        self.shared.engine.logs(&id, tail).await?.ok_or_else(missing)
+    }
+
+    async fn close(&self) {
+        self.shared.cancel.cancel();
+        self.shared.board.close();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        // The keepers are done, and whoever still holds this closed driver does not need it.
+        let _ = self.shared.lock.unlock();
+    }
+}
+
+impl ContainerDriver {
+    fn check(&self, spec: &WorkloadSpec) -> Result<(), DriverError> {
+        recipe::check(&self.shared, spec)?;
+        match spec.resources.first_set() {
+            Some(field) if !self.capabilities().resources => Err(DriverError::invalid(
+                field,
+                "a rootless engine cannot enforce limits on cgroup v1: leave it out, or use a rootful one",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn may_pause(&self, verb: Verb) -> Result<(), DriverError> {
+        if self.capabilities().pause {
+            Ok(())
+        } else {
+            Err(DriverError::Unsupported { driver: "container", verb })
+        }
+    }
+}
+
+impl Drop for ContainerDriver {
+    fn drop(&mut self) {
+        self.shared.cancel.cancel();
+        self.shared.board.close();
+    }
+}
+
+impl Shared {
+    fn is_open(&self, verb: Verb) -> Result<(), DriverError> {
+        if self.cancel.is_cancelled() { Err(closed(verb)) } else { Ok(()) }
+    }
+
+    /// Puts a request into the mailbox of the sandbox's keeper. Under the lock, as is a keeper's retirement: so a
+    /// request never goes to a keeper that has looked for the last time.
+    fn hand_over(self: &Arc<Self>, sandbox: SandboxId, request: Request) -> Result<(), String> {
+        let mut keepers = self.keepers();
+        let keeper = match keepers.get(&sandbox).filter(|keeper| !keeper.is_closed()) {
+            Some(keeper) => keeper.clone(),
+            None => {
+                let (keeper, mailbox) = mpsc::channel(MAILBOX);
+                keepers.insert(sandbox, keeper.clone());
+                // Its first request is put in below, under the same lock: so it does not retire before.
+                self.tasks.spawn(Keeper::new(self.clone(), sandbox).run(mailbox));
+                keeper
+            }
+        };
+        keeper.try_send(request).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => format!("{MAILBOX} requests wait for it already"),
+            mpsc::error::TrySendError::Closed(_) => "its keeper is gone".to_owned(),
+        })
+    }
+
+    /// Strikes a keeper off, unless somebody wants something of it.
+    fn retire(&self, sandbox: SandboxId, mailbox: &mpsc::Receiver<Request>) -> bool {
+        let mut keepers = self.keepers();
+        let idle = mailbox.is_empty();
+        if idle {
+            keepers.remove(&sandbox);
+        }
+        idle
+    }
+
+    fn keepers(&self) -> MutexGuard<'_, HashMap<SandboxId, mpsc::Sender<Request>>> {
+        // A panic while holding the lock cannot leave half an entry.
+        self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The first engine that answers where one may be.
+async fn connect(configured: Option<&str>) -> Result<Engine, DriverError> {
+    let candidates = socket::candidates(configured, |name| std::env::var_os(name))
+        .map_err(|message| DriverError::invalid("engine", message))?;
+    let mut tried = Vec::new();
+    for (source, address) in candidates {
+        match Engine::connect(address.clone()).await {
+            Ok(engine) => return Ok(engine),
+            Err(error) => tried.push(format!("{address} ({source}): {error}")),
+        }
+    }
+    let message = format!(
+        "no engine answers: {}. Start docker, or `podman system service`, or name one by --engine",
+        tried.join("; ")
+    );
+    Err(DriverError::unavailable("looking for docker or podman", message))
+}
+
+fn open_root(path: &Path) -> Result<(PathBuf, fs::File), DriverError> {
+    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+    let attempted = || format!("opening the container driver's root {}", path.display());
+    let failed = |error| DriverError::io(attempted(), error);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    // One spelling, because the engine mounts what lies in it.
+    let path = path.canonicalize().map_err(failed)?;
+    if path.to_str().is_none_or(|text| text.contains([',', ':'])) {
+        return Err(DriverError::invalid(
+            "root",
+            format!(
+                "{} has a ',' or a ':' in it, or is no text: engines cannot mount from there",
+                path.display()
+            ),
+        ));
+    }
+    let lock =
+        fs::File::options().create(true).truncate(false).write(true).mode(0o600).open(path.join(".lock"));
+    let lock = lock.map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok((path, lock)),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(DriverError::unavailable(attempted(), "another gateway has it"))
+        }
+        Err(fs::TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+fn closed(verb: Verb) -> DriverError {
+    DriverError::unavailable(verb.to_string(), "the container driver is closed")
+}

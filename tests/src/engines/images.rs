@@ -1,0 +1,55 @@
+//! Images that are made here, without a registry.
+
+use std::{path::Path, process::Stdio};
+
+use anyhow::Context;
+use tokio::process::Command;
+
+use super::{Engine, script};
+
+/// Nothing at all: only the supervisor runs in it.
+pub const EMPTY: &str = "localhost/hf-empty:1";
+/// From scratch, with one static program: `/busybox`. No shell in the PATH, no libc, no users.
+pub const SCRATCH: &str = "localhost/hf-scratch:1";
+/// A small Debian.
+pub const USERLAND: &str = "localhost/hf-userland:1";
+
+impl Engine {
+    /// Makes the images that need no time.
+    pub(super) async fn make_images(&self) -> anyhow::Result<()> {
+        let stage = tempfile::tempdir()?;
+        let (empty, scratch) = (stage.path().join("empty"), stage.path().join("scratch"));
+        std::fs::create_dir(&empty)?;
+        std::fs::create_dir(&scratch)?;
+        // An archive without any entry is refused by engines.
+        std::fs::write(empty.join("nothing"), "")?;
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+        std::fs::copy(busybox.context("no busybox here")?, scratch.join("busybox"))?;
+        for (dir, image) in [(&empty, EMPTY), (&scratch, SCRATCH)] {
+            let tar = stage.path().join("image.tar");
+            let made = Command::new("tar").arg("-C").arg(dir).arg("-cf").arg(&tar).arg(".").status().await?;
+            anyhow::ensure!(made.success(), "tar: {made}");
+            self.import(&tar, image).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the [`USERLAND`] image.
+    pub async fn make_userland(&self) -> anyhow::Result<()> {
+        let file = tempfile::NamedTempFile::new()?;
+        let mut command = Command::new("bash");
+        command.arg(script("debian-rootfs")).stdout(file.reopen()?).stderr(Stdio::piped());
+        let output = command.spawn()?.wait_with_output().await?;
+        anyhow::ensure!(
+            output.status.success(),
+            "debian-rootfs: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        self.import(file.path(), USERLAND).await
+    }
+
+    async fn import(&self, tar: &Path, image: &str) -> anyhow::Result<()> {
+        self.tool_with(&["import", "-", image], std::fs::File::open(tar)?.into()).await?;
+        Ok(())
+    }
+}
