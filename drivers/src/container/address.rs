@@ -37,7 +37,7 @@ impl Reach {
 
     /// What the supervisor of a container dials, in order. `gateways`: the addresses that its network has on this
     /// machine's side.
-    pub(super) fn from_network(&self, gateways: &[IpAddr]) -> Vec<String> {
+    pub(super) fn dials_on(&self, gateways: &[IpAddr]) -> Vec<String> {
         if !self.advertised.is_empty() {
             return self.advertised.clone();
         }
@@ -78,11 +78,11 @@ mod tests {
     #[test]
     fn what_is_dialled_is_what_the_container_can_reach() {
         let bridge: [IpAddr; 2] = ["10.88.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-        let dials = |listen, advertised: &[&str]| reach(listen, advertised).from_network(&bridge);
+        let dials = |listen, advertised: &[&str]| reach(listen, advertised).dials_on(&bridge);
         assert_eq!(dials("0.0.0.0:1", &[]), ["10.88.0.1:1", "host.containers.internal:1"]);
         assert_eq!(dials("[::]:1", &[]), ["10.88.0.1:1", "[fd00::1]:1", "host.containers.internal:1"]);
         assert_eq!(dials("192.0.2.7:1", &[]), ["192.0.2.7:1"]);
         assert_eq!(dials("127.0.0.1:1", &["a:1", "b:2"]), ["a:1", "b:2"]);
-        assert_eq!(reach("0.0.0.0:1", &[]).from_network(&[]), ["host.containers.internal:1"]);
+        assert_eq!(reach("0.0.0.0:1", &[]).dials_on(&[]), ["host.containers.internal:1"]);
     }
 }

@@ -168,7 +168,7 @@ impl Keeper {
         let Some(found) = engine.network(network).await? else {
             return Err(DriverError::invalid("network", format!("the engine has no network {network:?}")));
         };
-        record.dials = shared.settings.reach.from_network(&found.gateways);
+        record.dials = shared.settings.reach.dials_on(&found.gateways);
         let labels = recipe::labels(shared, spec.sandbox, &spec.name);
         engine.create_volume(&recipe::volume_name(spec.sandbox), labels).await?;
         let user = recipe::default_user(spec, &image);
