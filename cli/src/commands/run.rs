@@ -28,9 +28,9 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> Result<u8, Failed> 
     if !args.embedded
         && let Some(client) = context.client_if_configured()?
     {
-        return with_client(client, args, false, &mut signals, context).await;
+        return Box::pin(with_client(client, args, false, &mut signals, context)).await;
     }
-    embedded(args, &mut signals, context).await
+    Box::pin(embedded(args, &mut signals, context)).await
 }
 
 #[cfg(feature = "embedded")]
@@ -46,7 +46,7 @@ async fn embedded(args: RunArgs, signals: &mut Signals, context: &Context) -> Re
         caught = signals.leave() => return Ok(caught.exit_code()),
     };
     let done = match gateway.client() {
-        Ok(client) => with_client(client, args, true, signals, context).await,
+        Ok(client) => Box::pin(with_client(client, args, true, signals, context)).await,
         Err(failed) => Err(failed),
     };
     let stopped = context.output.during("stopping the gateway", gateway.stop()).await;
