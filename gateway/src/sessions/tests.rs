@@ -6,7 +6,9 @@ use bytes::Bytes;
 use holdfast_certs::KeyAndCsr;
 use holdfast_wire::{
     close::CloseCode,
-    control::{CertificateRequest, Down, Heartbeat, Hello, Refuse, RefuseCode, Suspending, Up, down, up},
+    control::{
+        CertificateRequest, Down, Heartbeat, Hello, Rebound, Refuse, RefuseCode, Suspending, Up, down, up,
+    },
     ids::SandboxId,
     limits, timing,
     transport::MessageReader,
@@ -165,6 +167,27 @@ async fn a_session_is_probed_at_attach_and_echoes_heartbeats() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     let beat = |heard: &Heard| matches!(heard, Heard::Control(down::Body::Heartbeat(beat)) if !beat.echo);
     assert!(!supervisor.heard_so_far().iter().any(beat), "no beats while nobody is attached");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_socket_is_counted_and_is_the_last_that_happened_to_the_path() {
+    let world = FakeWorld::new().await;
+    let supervisor = world.sandbox(BOX).await;
+    let link = supervisor.attach().await;
+    let session = world.session(BOX, 1).await;
+    let told = session.to_api();
+    assert_eq!((told.rebinds, told.last_path_change.as_str()), (0, "dialled: start"));
+    let reason = "network changed:\u{1b}[2J interface 2".to_owned();
+    link.say(up::Body::Rebound(Rebound { rebinds: 3, reason })).await;
+    // Whatever is said later is read later.
+    link.say(up::Body::Heartbeat(Heartbeat { seq: 1, echo: false })).await;
+    let echo = Heard::Control(down::Body::Heartbeat(Heartbeat { seq: 1, echo: true }));
+    supervisor.hears(|heard| *heard == echo).await;
+    let told = session.to_api();
+    assert_eq!(told.rebinds, 3);
+    assert!(told.last_path_change.starts_with("rebound: network changed"), "{}", told.last_path_change);
+    assert!(!told.last_path_change.contains(char::is_control), "{:?}", told.last_path_change);
+    assert!(told.last_path_change_at.is_some());
 }
 
 #[tokio::test(start_paused = true)]

@@ -125,7 +125,14 @@ async fn main() -> anyhow::Result<()> {
         Ok(text) => serde_json::from_slice(&text).unwrap_or_default(),
         Err(_) => Tables::default(),
     };
-    let table = if args.test_host { host::run(&args).await? } else { here(&args).await? };
+    // Whatever ends this, its labs go with it.
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let run = async { if args.test_host { host::run(&args).await } else { here(&args).await } };
+    let table = tokio::select! {
+        table = run => table?,
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        _ = terminated.recv() => anyhow::bail!("terminated"),
+    };
     let failed = table.rows.iter().filter(|row| row["pass"] != true).count();
     let all = table.rows.len();
     *(if args.test_host || args.inside { &mut tables.test_host } else { &mut tables.lab }) = Some(table);
