@@ -140,6 +140,10 @@ pub(super) async fn get(args: &NamesArgs, context: &Context) -> Result<u8, Faile
             Err(error) => worst = Some(tell(error, context)),
         }
     }
+    if matches!(context.output.format, crate::args::Format::Table | crate::args::Format::Wide) {
+        // What a table has no room for.
+        found.iter().flat_map(Sandbox::remarks).for_each(|remark| context.output.note(&remark));
+    }
     match &found[..] {
         [one] if args.sandboxes.len() == 1 => context.output.one("sandboxes", one)?,
         [] => {}

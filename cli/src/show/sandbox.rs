@@ -144,6 +144,26 @@ impl From<api::Sandbox> for Sandbox {
 }
 
 impl Sandbox {
+    /// What a person wants to know who asks for this one: what is wrong, what was, and when it ends.
+    pub(crate) fn remarks(&self) -> Vec<String> {
+        let name = &self.name;
+        let mut remarks = Vec::new();
+        if !self.message.is_empty() {
+            remarks.push(format!("{name}: {}", self.message));
+        }
+        if let Some(last) = self.last_error.as_ref().filter(|last| last.message != self.message) {
+            let at = last.at.as_deref().unwrap_or("an unknown time");
+            remarks.push(format!(
+                "{name}: last error, at {at}: {} ({}): {}",
+                last.reason, last.source, last.message
+            ));
+        }
+        if self.expires_at.is_some() || self.idle_stop_s.is_some() {
+            remarks.push(format!("{name}: {}", self.lifetime()));
+        }
+        remarks
+    }
+
     /// How long it lives, and may be idle, in a line.
     pub(crate) fn lifetime(&self) -> String {
         let idle = self.idle_stop_s.map(|idle| {

@@ -21,7 +21,7 @@ use holdfast_wire::ids::{Epoch, ExecId, SandboxId};
 use jiff::Timestamp;
 use prost::Message;
 use sqlx::{
-    Row, SqlitePool,
+    Connection as _, Row, SqlitePool,
     migrate::{MigrateError, Migrator},
     sqlite::{
         SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteQueryResult, SqliteSynchronous,
@@ -89,7 +89,14 @@ impl SqliteStore {
             .foreign_keys(true)
             .busy_timeout(BUSY);
         let failed = |source| opening(path, source);
-        let pool = SqlitePoolOptions::new().acquire_timeout(ACQUIRE);
+        let pool = SqlitePoolOptions::new().acquire_timeout(ACQUIRE).after_release(|connection, _| {
+            // A full disk makes SQLite roll back by itself, of which sqlx knows nothing: it would count a transaction
+            // as open for ever, and begin no other. The ping comes after a rollback that is on its way.
+            Box::pin(async move {
+                connection.ping().await?;
+                Ok(!connection.is_in_transaction())
+            })
+        });
         let writer = pool.clone().max_connections(1).connect_with(options.clone()).await.map_err(failed)?;
         check_file(&writer, path).await?;
         migrate(&writer, path).await?;

@@ -196,3 +196,20 @@ async fn more_ended_execs_than_are_kept_are_forgotten_oldest_first() {
     assert_eq!(oldest, "3");
     assert_eq!(store.unfinished(home.id).await.unwrap(), [running]);
 }
+
+/// On a full disk SQLite rolls back by itself, and sqlx counts the transaction as open. The store must work again once
+/// there is room.
+#[tokio::test]
+async fn a_transaction_that_the_database_rolled_back_leaves_no_trace() {
+    let store = in_a_file().await;
+    let record = suite::sandbox("dev");
+    store.insert(&record).await.unwrap();
+    for pool in [&store.quick, &store.writer] {
+        let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        sqlx::query("ROLLBACK").execute(&mut *transaction).await.unwrap();
+        drop(transaction);
+    }
+    store.admit(&suite::exec(record.id)).await.unwrap();
+    store.ping().await.unwrap();
+    assert!(store.delete(record.id, Timestamp::now()).await.unwrap());
+}
