@@ -183,11 +183,11 @@ impl Store for SqliteStore {
 
     async fn update(&self, record: &SandboxRecord) -> Result<u64, StoreError> {
         record.check()?;
-        let row = sqlx::query(
+        let written = sqlx::query(
             "UPDATE sandbox SET name = ?, spec = ?, desired = ?, grace_ms = ?, generation = ?, made = ?, \
              attached = ?, driver = ?, created_at = ?, last_error = ?, why = ?, expires_at = ?, active_at = ?, \
              version = version + 1 \
-             WHERE id = ? AND version = ? RETURNING version",
+             WHERE id = ? AND version = ?",
         )
         .bind(&record.name)
         .bind(record.spec.encode_to_vec())
@@ -204,10 +204,10 @@ impl Store for SqliteStore {
         .bind(record.active_at.map(micros))
         .bind(&record.id.0.as_bytes()[..])
         .bind(int(record.version))
-        .fetch_optional(&self.writer)
+        .execute(&self.writer)
         .await
         .map_err(|error| query("writing a sandbox", error))?;
-        if row.is_none() {
+        if written.rows_affected() == 0 {
             return Err(self.missing_or_stale(record).await);
         }
         Ok(record.version + 1)
@@ -268,12 +268,14 @@ impl Store for SqliteStore {
 
     async fn next_epoch(&self, id: SandboxId) -> Result<Epoch, StoreError> {
         let failed = |error| query("counting the epoch up", error);
-        let row = sqlx::query("UPDATE sandbox SET epoch = epoch + 1 WHERE id = ? RETURNING epoch")
+        // All rows, although there is one at most: the statement commits after its last row, and only whoever asks for
+        // more than the first hears that the disk is full.
+        let rows = sqlx::query("UPDATE sandbox SET epoch = epoch + 1 WHERE id = ? RETURNING epoch")
             .bind(&id.0.as_bytes()[..])
-            .fetch_optional(&self.writer)
+            .fetch_all(&self.writer)
             .await
             .map_err(failed)?;
-        let Some(row) = row else { return Err(StoreError::SandboxMissing { id }) };
+        let Some(row) = rows.first() else { return Err(StoreError::SandboxMissing { id }) };
         let epoch: i64 = row.try_get(0).map_err(failed)?;
         Ok(Epoch(epoch.unsigned_abs()))
     }
