@@ -211,6 +211,15 @@ impl Engine {
         within(&format!("creating volume {name}"), WORK, self.docker.create_volume(volume)).await.map(drop)
     }
 
+    pub(super) async fn has_volume(&self, name: &str) -> Result<bool, DriverError> {
+        let attempted = format!("inspecting volume {name}");
+        match timeout(ASK, self.docker.inspect_volume(name)).await {
+            Err(_) => Err(late(&attempted, ASK)),
+            Ok(Err(error)) if is_status(&error, 404) => Ok(false),
+            Ok(answer) => answer.map(|_| true).map_err(|error| sort(&attempted, error)),
+        }
+    }
+
     /// Removes the volumes of a sandbox, those that a record knows nothing of too.
     pub(super) async fn remove_volumes(
         &self,

@@ -58,6 +58,9 @@ pub(super) struct Record {
     /// Somebody asked for it to be frozen.
     #[serde(default)]
     pub(super) pause_asked: bool,
+    /// The sandbox has had its volume: a later generation finds it there, or is not made.
+    #[serde(default)]
+    pub(super) has_workspace: bool,
     /// Why it could not be made.
     #[serde(default)]
     pub(super) failed: Option<String>,
@@ -78,6 +81,7 @@ impl Record {
             started: false,
             stop_asked: false,
             pause_asked: false,
+            has_workspace: false,
             failed: None,
             dials: Vec::new(),
             since: Timestamp::now(),

@@ -122,7 +122,8 @@ impl Keeper {
                 for old in &there.containers {
                     self.shared.engine.remove(&old.id).await?;
                 }
-                self.create(spec).await?;
+                let has_workspace = there.record.is_some_and(|record| record.has_workspace);
+                self.create(spec, has_workspace).await?;
                 Origin::Created
             }
         };
@@ -133,8 +134,8 @@ impl Keeper {
     }
 
     /// Makes and starts the container. What cannot be made leaves nothing but its record.
-    async fn create(&self, spec: &WorkloadSpec) -> Result<(), DriverError> {
-        let mut record = Record::new(spec.sandbox, spec.generation, &spec.name);
+    async fn create(&self, spec: &WorkloadSpec, has_workspace: bool) -> Result<(), DriverError> {
+        let mut record = Record { has_workspace, ..Record::new(spec.sandbox, spec.generation, &spec.name) };
         self.save(&record).await?;
         self.publish(&record, &Seen::Absent);
         let made = self.make(spec, &mut record).await;
@@ -169,8 +170,16 @@ impl Keeper {
             return Err(DriverError::invalid("network", format!("the engine has no network {network:?}")));
         };
         record.dials = shared.settings.reach.dials_on(&found.gateways);
-        let labels = recipe::labels(shared, spec.sandbox, &spec.name);
-        engine.create_volume(&recipe::volume_name(spec.sandbox), labels).await?;
+        let volume = recipe::volume_name(spec.sandbox);
+        if record.has_workspace && !engine.has_volume(&volume).await? {
+            // An empty one under the old name would pass for it.
+            let message = format!(
+                "the workspace is gone: the engine has no volume {volume}; put it back, then start the sandbox"
+            );
+            return Err(DriverError::conflict(format!("making the workload of {}", spec.sandbox), message));
+        }
+        engine.create_volume(&volume, recipe::labels(shared, spec.sandbox, &spec.name)).await?;
+        record.has_workspace = true;
         let user = recipe::default_user(spec, &image);
         let (files, wanted, dials) = (shared.clone(), spec.clone(), record.dials.clone());
         let laid = spawn_blocking(move || record::lay_out(&files, &wanted, &dials, user)).await;
@@ -350,6 +359,7 @@ fn adopted(sandbox: SandboxId, container: &Listed) -> Record {
     Record {
         container: Some(container.id.clone()),
         started: true,
+        has_workspace: true,
         ..Record::new(sandbox, container.generation, &container.name)
     }
 }

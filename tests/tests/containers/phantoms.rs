@@ -10,6 +10,7 @@ use crate::{
 with_both_engines!(
     a_container_removed_behind_the_gateways_back_is_gone_and_never_ready,
     what_cannot_be_made_says_why,
+    a_gateway_that_cannot_be_dialled_is_named_when_a_boot_fails,
 );
 
 async fn a_container_removed_behind_the_gateways_back_is_gone_and_never_ready(
@@ -42,6 +43,12 @@ async fn a_container_removed_behind_the_gateways_back_is_gone_and_never_ready(
     site.cluster.start_gateway().await?;
     let failed = site.phase("two", "Failed", SOON).await?;
     assert_eq!(failed["reason"], "WorkloadGone", "{failed}");
+    // A workspace that was there is not made anew: an empty one would pass for it.
+    let volume = format!("holdfast-{}", site.get("one").await?["id"].as_str().unwrap_or_default());
+    site.engine.tool(&["volume", "rm", &volume]).await?;
+    site.run(&["start", "one"]).await?.success()?;
+    let failed = site.phase("one", "Failed", SOON).await?;
+    assert!(failed.to_string().contains("the workspace is gone"), "{failed}");
     // Both ways out.
     site.run(&["start", "two"]).await?.success()?;
     site.run(&["wait", "two", "--timeout", "50s"]).await?.success()?;
@@ -90,5 +97,18 @@ async fn what_cannot_be_made_says_why(kind: Kind) -> anyhow::Result<()> {
     let output = tokio::time::timeout(SOON, gateway).await??;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("--listen 0.0.0.0:"), "{said}");
+    Ok(())
+}
+
+async fn a_gateway_that_cannot_be_dialled_is_named_when_a_boot_fails(kind: Kind) -> anyhow::Result<()> {
+    // From inside of a container, that is the container itself.
+    let settings = "advertise = [\"127.0.0.1:9\"]\nboot_deadline_seconds = 4";
+    let site = Site::start_with(kind, settings).await?;
+    site.run(&["create", "box", "--image", SCRATCH]).await?.success()?;
+    let failed = site.phase("box", "Failed", SOON).await?;
+    assert_eq!(failed["reason"], "BootDeadline", "{failed}");
+    let message = failed["message"].as_str().unwrap_or_default();
+    assert!(message.contains("dials 127.0.0.1:9") && message.contains("the console ends with"), "{message}");
+    site.run(&["delete", "box"]).await?.success()?;
     Ok(())
 }

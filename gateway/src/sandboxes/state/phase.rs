@@ -179,7 +179,7 @@ impl State {
             } else {
                 format!("the workload has started, and its supervisor has not dialled within {seconds} s")
             };
-            return told(Phase::Failed, "BootDeadline", &message);
+            return told(Phase::Failed, "BootDeadline", &self.with_level(message));
         }
         match known {
             Known::Unproven => {
@@ -190,7 +190,21 @@ impl State {
                 "SupervisorDialled",
                 "the supervisor has dialled, and is being let in",
             ),
-            _ => told(Phase::Provisioning, "WaitingForSupervisor", "the workload has started"),
+            _ => told(
+                Phase::Provisioning,
+                "WaitingForSupervisor",
+                &self.with_level("the workload has started".to_owned()),
+            ),
+        }
+    }
+
+    /// What the driver says of the running workload, such as whom its supervisor dials.
+    fn with_level(&self, message: String) -> String {
+        match &self.level {
+            Level::Seen(seen) if self.is_wanted(seen.generation) && !seen.message.is_empty() => {
+                format!("{message}; {}", seen.message)
+            }
+            _ => message,
         }
     }
 
