@@ -4,7 +4,12 @@ use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = ["proto/control.proto", "proto/holdfast/v1/exec.proto", "proto/holdfast/v1/sandbox.proto"];
+    let files = [
+        "proto/control.proto",
+        "proto/holdfast/v1/exec.proto",
+        "proto/holdfast/v1/files.proto",
+        "proto/holdfast/v1/sandbox.proto",
+    ];
     let descriptors = protox::compile(files, ["proto"])?;
 
     // For gRPC reflection.

@@ -126,6 +126,21 @@ impl Output {
         what.await
     }
 
+    /// Progress of something with bytes, on stderr, until it is dropped.
+    pub(crate) fn bytes_bar(self, text: &str) -> Option<ProgressBar> {
+        if !self.progress {
+            return None;
+        }
+        let bar = ProgressBar::new_spinner().with_message(text.to_owned());
+        if let Ok(style) =
+            ProgressStyle::with_template("{spinner} {msg} {binary_bytes} ({binary_bytes_per_sec}, {elapsed})")
+        {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Some(bar)
+    }
+
     /// A line on stderr that lives until it is dropped.
     pub(crate) fn spinner(self, text: &str) -> Spinner {
         if !self.progress {

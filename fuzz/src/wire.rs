@@ -4,6 +4,7 @@
 use bytes::{Bytes, BytesMut};
 use holdfast_wire::{
     control::{Down, RelayHeader, RelayReply, Up, relay_header},
+    files,
     frame::{Frame, FrameDecoder, FrameError, HEADER_LEN},
     limits::{MAX_FRAME_PAYLOAD, MAX_MESSAGE, MAX_RELAY_HEADER},
     message, spec,
@@ -85,4 +86,44 @@ fn join(frames: &mut Vec<Frame>, next: Frame) {
         }
         (_, next) => frames.push(next),
     }
+}
+
+/// A transfer's frames: the same come out however the bytes are cut, and what comes out can be written again.
+pub fn transfer_frames(data: &[u8]) {
+    let Some((seed, stream)) = data.split_first() else { return };
+    let stream = Bytes::copy_from_slice(stream);
+    let whole = transfer([stream.clone()]);
+    let (mut rest, mut chunks, mut length) = (stream, Vec::new(), usize::from(*seed));
+    while !rest.is_empty() {
+        length = (length * 31 + 7) % 97;
+        chunks.push(rest.split_to(rest.len().min(length + 1)));
+    }
+    assert_eq!(transfer(chunks), whole, "the chunks make a difference");
+    let again: Vec<Bytes> = whole.0.iter().map(files::Frame::to_bytes).collect();
+    // A negative number may come in five bytes, and always goes out in ten: a frame at its limit may grow beyond it.
+    if again.iter().all(|bytes| bytes.len() <= files::HEADER_LEN + files::MAX_CONTROL_PAYLOAD) {
+        assert_eq!(transfer(again).0, whole.0, "read back as other frames");
+    }
+}
+
+/// All frames, neighbouring content joined, and how it ended.
+fn transfer(chunks: impl IntoIterator<Item = Bytes>) -> (Vec<files::Frame>, Result<(), files::FrameError>) {
+    let (mut decoder, mut frames) = (files::Decoder::new(), Vec::<files::Frame>::new());
+    for chunk in chunks {
+        decoder.push(chunk);
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(files::Frame::Data(tail))) => match frames.last_mut() {
+                    Some(files::Frame::Data(head)) => *head = [&head[..], &tail[..]].concat().into(),
+                    _ => frames.push(files::Frame::Data(tail)),
+                },
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(error) => return (frames, Err(error)),
+            }
+        }
+        let most = files::HEADER_LEN + files::MAX_CONTROL_PAYLOAD;
+        assert!(decoder.buffered() < most, "it keeps more than one control frame");
+    }
+    (frames, decoder.finish())
 }

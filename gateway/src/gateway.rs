@@ -199,6 +199,7 @@ impl Gateway {
         let api = Api {
             sandboxes: core.sandboxes.clone(),
             execs: core.execs.clone(),
+            files: crate::files::Files::new(core.sandboxes.clone()),
             events: core.events.clone(),
             facts: Arc::clone(&facts),
             tokens: tokens.clone(),

@@ -13,6 +13,7 @@ pub mod core;
 pub mod error;
 pub mod events;
 pub mod execs;
+pub mod files;
 mod gateway;
 pub mod identity;
 pub mod listener;

@@ -8,7 +8,7 @@
 //!
 //! - [`link`]: dials the gateway, keeps the connection, redials; [`clocks`] tells it of suspensions
 //! - `control`: one session at work; `relays`: its streams
-//! - [`execs`]: commands and what is kept of them
+//! - [`execs`]: commands and what is kept of them; [`files`]: transfers and questions about paths
 //! - `workspace`: is it the one of the start? `probe`: does the sandbox work? `lock`: is this the only supervisor here?
 //! - [`identity`]: certificate and key, and their renewal
 //! - [`init`]: being the first process of a PID namespace
@@ -19,6 +19,7 @@ pub mod clocks;
 mod command;
 mod control;
 pub mod execs;
+pub mod files;
 pub mod identity;
 pub mod init;
 pub mod link;

@@ -102,6 +102,7 @@ async fn relay(mut send: SendStream, recv: RecvStream, work: Arc<dyn Work>) {
         match header.kind {
             Some(Kind::Exec(request)) => work.serve_relay(request, send, recv).await,
             Some(Kind::ExecCall(call)) => work.serve_call(call, send, recv).await,
+            Some(Kind::Files(request)) => work.serve_files(request, send, recv).await,
             None => {
                 let message = format!(
                     "supervisor {} does not know this kind of relay: the gateway is newer",

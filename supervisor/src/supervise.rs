@@ -20,6 +20,7 @@ use crate::{
         Execs, ExecsConfig, ExecsError,
         spawn::{RealSpawner, give_workspace},
     },
+    files::Files,
     identity::{Identity, IdentityError},
     init::{self, Children, MountProcError},
     link::{Link, Seams, Target},
@@ -133,7 +134,11 @@ async fn supervise(
         token.child_token(),
     )
     .await?;
-    let rooms = Arc::new(Rooms { execs: execs.clone(), prober: Prober::new(workspace) });
+    let rooms = Arc::new(Rooms {
+        execs: execs.clone(),
+        files: Files::new(config.workspace.clone(), token.child_token()),
+        prober: Prober::new(workspace),
+    });
     let target = Target {
         sandbox: config.sandbox_id,
         generation: config.workload_generation,

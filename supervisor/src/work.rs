@@ -4,12 +4,12 @@
 use async_trait::async_trait;
 use holdfast_wire::{
     api::ExecInfo,
-    control::{ExecCall, ExecRelay, Health},
+    control::{ExecCall, ExecRelay, FilesRelay, Health},
     transport::{MessageReader, SendStream},
 };
 use tokio::sync::watch;
 
-use crate::{execs::Execs, probe::Prober};
+use crate::{execs::Execs, files::Files, probe::Prober};
 
 /// What relays and reports are made of. A future of it that is dropped is a session that ended: the caller may
 /// come back.
@@ -20,6 +20,9 @@ pub trait Work: Send + Sync + std::fmt::Debug + 'static {
 
     /// Serves one call, likewise.
     async fn serve_call(&self, call: ExecCall, send: SendStream, recv: MessageReader);
+
+    /// Serves a transfer's relay, or a question about files, likewise.
+    async fn serve_files(&self, request: FilesRelay, send: SendStream, recv: MessageReader);
 
     /// All execs, oldest first.
     fn report(&self) -> Vec<ExecInfo>;
@@ -44,6 +47,7 @@ pub trait Work: Send + Sync + std::fmt::Debug + 'static {
 #[derive(Debug)]
 pub(crate) struct Rooms {
     pub(crate) execs: Execs,
+    pub(crate) files: Files,
     pub(crate) prober: Prober,
 }
 
@@ -55,6 +59,10 @@ impl Work for Rooms {
 
     async fn serve_call(&self, call: ExecCall, send: SendStream, recv: MessageReader) {
         self.execs.serve_call(call, send, recv).await;
+    }
+
+    async fn serve_files(&self, request: FilesRelay, send: SendStream, recv: MessageReader) {
+        self.files.serve(request, send, recv).await;
     }
 
     fn report(&self) -> Vec<ExecInfo> {

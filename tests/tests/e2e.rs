@@ -13,6 +13,8 @@ mod basics;
 mod chaos;
 #[path = "e2e/faults.rs"]
 mod faults;
+#[path = "e2e/files.rs"]
+mod files;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
 #[path = "e2e/many.rs"]

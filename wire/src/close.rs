@@ -109,6 +109,8 @@ codes! {
     RESET_ON_REQUEST = 0x21, "reset on request", Gateway, Soon;
     /// A workload of a newer generation has taken over.
     STALE_GENERATION = 0x22, "a newer workload of the sandbox exists", Gateway, Never;
+    /// The caller gave a transfer up: what is not complete is removed.
+    ABORTED = 0x23, "given up by the caller", Caller, AfterBackoff;
 }
 
 impl fmt::Display for CloseCode {

@@ -84,6 +84,10 @@ uuid_id!(
     RelayId
 );
 uuid_id!(
+    /// A transfer of files. Chosen by the caller, so that a repeated open is the same transfer.
+    TransferId
+);
+uuid_id!(
     /// One supervisor process: another process in the same sandbox has another instance.
     Instance
 );

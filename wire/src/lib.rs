@@ -12,7 +12,7 @@
 //!
 //! - [`api`]: the public messages `holdfast.v1` (and the gRPC stubs, with feature `api`)
 //! - [`control`]: messages between gateway and supervisor
-//! - [`frame`]: the frames of an exec relay
+//! - [`frame`]: the frames of an exec relay; [`files`]: those of a transfer of files
 //! - [`message`]: length-prefixed messages on a stream
 //! - [`close`]: the codes that say who ended a stream or connection, and whether to come back
 //! - [`timing`], [`limits`]: numbers, each with its reason
@@ -21,6 +21,7 @@
 
 pub mod bootstrap;
 pub mod close;
+pub mod files;
 pub mod frame;
 pub mod ids;
 pub mod limits;

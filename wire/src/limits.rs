@@ -54,6 +54,26 @@ pub const STDIN_WINDOW: u64 = 4 << 20;
 /// Output that a caller receives before it acknowledges, in bytes: well below the smallest spool.
 pub const ACK_EVERY: u64 = 256 * 1024;
 
+/// What a transfer's sender keeps until it is acknowledged, in bytes, and what its receiver takes ahead of its disk:
+/// 8 MiB is 80 MB/s at 100 ms of round trip.
+pub const TRANSFER_WINDOW: u64 = 8 << 20;
+
+/// One chunk of a transfer's stream in a caller's message, in bytes.
+pub const MAX_TRANSFER_CHUNK: usize = 256 << 10;
+
+/// Transfers that one supervisor keeps, ended and interrupted ones included. Each has a thread, two windows at the
+/// most and some 130 descriptors.
+pub const MAX_TRANSFERS: usize = 32;
+
+/// Directories inside each other in a transfer: each is a descriptor while it is walked.
+pub const MAX_TREE_DEPTH: usize = 256;
+
+/// Problems that one transfer tells of. The rest is counted.
+pub const MAX_TRANSFER_PROBLEMS: usize = 1000;
+
+/// Entries of one page of a directory.
+pub const MAX_LIST: usize = 1000;
+
 /// `text` in at most `most` bytes; what was cut off leaves an ellipsis.
 #[must_use]
 pub fn cut(mut text: String, most: usize) -> String {

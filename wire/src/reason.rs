@@ -72,6 +72,24 @@ reasons! {
     WaitTimeout = "WAIT_TIMEOUT";
     /// The caller reads too slowly, or broke the stream's rules. ABORTED.
     StreamProtocol = "STREAM_PROTOCOL";
+    /// No such file or directory; the metadata has path and errno. NOT_FOUND.
+    FileNotFound = "FILE_NOT_FOUND";
+    /// The user may not; path and errno. PERMISSION_DENIED.
+    FileDenied = "FILE_DENIED";
+    /// It exists already; path and errno. ALREADY_EXISTS.
+    FileExists = "FILE_EXISTS";
+    /// A directory where none may be, or none where one must be; path and errno. FAILED_PRECONDITION.
+    FileWrongKind = "FILE_WRONG_KIND";
+    /// The file system is full, or a quota is; path and errno. RESOURCE_EXHAUSTED.
+    NoSpace = "NO_SPACE";
+    /// The path leads out of what it was given for. INVALID_ARGUMENT.
+    PathEscapes = "PATH_ESCAPES";
+    /// The receiver's count or digest differs from the sender's. DATA_LOSS.
+    DigestMismatch = "DIGEST_MISMATCH";
+    /// Anything else that a file system said; path and errno. FAILED_PRECONDITION.
+    FileFailed = "FILE_FAILED";
+    /// The transfer is not known (any more): begin a new one. NOT_FOUND.
+    TransferGone = "TRANSFER_GONE";
     /// Two changes met. ABORTED; try again.
     Conflict = "CONFLICT";
     /// A fault of Holdfast's. INTERNAL.
@@ -94,6 +112,14 @@ pub mod key {
     pub const STDOUT_OFFSET: &str = "stdout_offset";
     /// Likewise stderr.
     pub const STDERR_OFFSET: &str = "stderr_offset";
+    /// The transfer's id.
+    pub const TRANSFER_ID: &str = "transfer_id";
+    /// How far a transfer's stream was handed on.
+    pub const OFFSET: &str = "offset";
+    /// Which path.
+    pub const PATH: &str = "path";
+    /// The system's error number.
+    pub const ERRNO: &str = "errno";
     /// The sandbox's phase.
     pub const PHASE: &str = "phase";
     /// What ended the session.

@@ -91,6 +91,10 @@ pub const API_KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// mistake to be over soon.
 pub const CHAOS_MAX: Duration = Duration::from_secs(60);
 
+/// A transfer whose relay is gone is kept so long: a gateway's restart and a laptop's change of networks fit in,
+/// a caller that is gone for good does not leave its half of a file for ever.
+pub const TRANSFER_KEPT: Duration = Duration::from_secs(600);
+
 /// The settings as times, defaults filled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {

@@ -33,3 +33,8 @@ fn relay_headers_of_the_corpus_hold() {
 fn exec_frames_of_the_corpus_hold() {
     replay("exec_frames", targets::exec_frames);
 }
+
+#[test]
+fn transfer_frames_of_the_corpus_hold() {
+    replay("transfer_frames", targets::transfer_frames);
+}

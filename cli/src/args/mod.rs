@@ -2,6 +2,7 @@
 
 mod checks;
 mod execs;
+mod files;
 mod sandboxes;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ pub(crate) use self::{
     execs::{
         AttachArgs, ExecArgs, ExecsArgs, Following, KillArgs, LogsArgs, OnPause, RunArgs, Running, WhenFull,
     },
+    files::CpArgs,
     sandboxes::{
         CreateArgs, DeleteArgs, EventsArgs, ListArgs, Making, NamesArgs, StopArgs, UpdateArgs, WaitArgs,
     },
@@ -26,6 +28,7 @@ Examples:
   holdfast exec box -- make test           its output and exit code, whatever the network does
   holdfast exec -it box -- sh              a terminal; ctrl-p ctrl-q leaves it running
   holdfast exec -d box -- ./train.sh       prints an exec id and returns
+  holdfast cp src box:/srv                 files in, and out with the two exchanged
   holdfast attach box ID                   all of its output so far, then live, then its exit code
 
 Exit codes: the command's own; 124 timeout; 125 Holdfast's own failure; 126 cannot be invoked;
@@ -97,6 +100,8 @@ pub(crate) enum Command {
     Exec(Box<ExecArgs>),
     /// Attach to a running or ended exec: its output from the start, then live, then its exit code
     Attach(AttachArgs),
+    /// Copy files between this machine and a sandbox
+    Cp(CpArgs),
     /// List a sandbox's execs, ended ones that are still kept included
     Execs(ExecsArgs),
     /// End an exec, or send it a signal

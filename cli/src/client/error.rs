@@ -82,6 +82,17 @@ pub enum Error {
         /// The last failure.
         cause: String,
     },
+    /// A transfer of files could not be continued in the time given.
+    #[error("the transfer could not be continued within {after:?}: {cause}")]
+    TransferLost {
+        /// How long was tried.
+        after: Duration,
+        /// The last failure.
+        cause: String,
+    },
+    /// This program was told to stop.
+    #[error("interrupted: what was not complete is removed")]
+    Interrupted,
     /// The session's task ended without a word.
     #[error("exec {0}: a fault in this program ended its stream")]
     Internal(ExecId),
@@ -215,7 +226,10 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Refused { refusal, .. } => code_name(refusal.code),
-            Self::Connect { .. } | Self::Broken { .. } | Self::GaveUp { .. } => "UNAVAILABLE",
+            Self::Connect { .. } | Self::Broken { .. } | Self::GaveUp { .. } | Self::TransferLost { .. } => {
+                "UNAVAILABLE"
+            }
+            Self::Interrupted => "CANCELLED",
             Self::NoAnswer { .. } => "DEADLINE_EXCEEDED",
             Self::Profile(_) | Self::Tls { .. } => "FAILED_PRECONDITION",
             Self::NoSuchExec(_) => "NOT_FOUND",
@@ -240,6 +254,8 @@ impl Error {
                 Reason::SandboxExists => "choose another name, or delete that sandbox first".to_owned(),
                 Reason::NoSession => "`holdfast get SANDBOX -o wide` shows its conditions, `holdfast logs SANDBOX` its console; --start-deadline waits longer".to_owned(),
                 Reason::StartUnknown => "the same --exec-id may be given again: the command is not run twice".to_owned(),
+                Reason::NoSpace => "make room where it was to be written; what was complete before is there".to_owned(),
+                Reason::FileDenied => "--user names another user of the sandbox".to_owned(),
                 Reason::WrongPhase => "`holdfast get SANDBOX` shows its phase; `holdfast start` or `holdfast resume` may bring it back".to_owned(),
                 Reason::Unauthenticated => "the profile's certificate or token is not accepted: copy a fresh one from the gateway".to_owned(),
                 _ => return None,

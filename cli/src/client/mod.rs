@@ -5,6 +5,7 @@
 //!                 │
 //!                 └─ attach() ─▶ ExecSession: one exec's output, input and outcome, over any number of
 //!                                streams (task: session.rs, bytes: resume.rs, failures: outage.rs)
+//!                 └─ Transfer: files in or out, over any number of streams (transfer.rs)
 //! ```
 //!
 //! A [`Client`] is cheap to clone; its clones share one connection, made when first needed and made anew when
@@ -14,11 +15,13 @@ mod error;
 mod outage;
 mod resume;
 mod session;
+mod transfer;
 
 use std::{sync::Arc, time::Duration};
 
 use holdfast_wire::api::{
-    execs_client::ExecsClient, gateway_client::GatewayClient, sandboxes_client::SandboxesClient,
+    execs_client::ExecsClient, files_client::FilesClient, gateway_client::GatewayClient,
+    sandboxes_client::SandboxesClient,
 };
 use tonic::{
     Request, Response, Status,
@@ -33,6 +36,7 @@ pub use self::{
     outage::Patience,
     resume::{Resume, Seen, Target, Violation},
     session::{Event, ExecSession, Input, Reattached},
+    transfer::{Transfer, TransferNotice},
 };
 use crate::profile::Profile;
 
@@ -115,6 +119,13 @@ impl Client {
     #[must_use]
     pub fn execs(&self) -> ExecsClient<Service> {
         ExecsClient::with_interceptor(self.channel.clone(), self.auth.clone())
+            .max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// The stub of the files service.
+    #[must_use]
+    pub fn files(&self) -> FilesClient<Service> {
+        FilesClient::with_interceptor(self.channel.clone(), self.auth.clone())
             .max_decoding_message_size(MAX_ANSWER)
     }
 

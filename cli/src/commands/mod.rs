@@ -1,6 +1,7 @@
 //! The commands, one file for each family. Each takes what was said and gives an exit code, or says why not.
 
 mod chaos;
+mod cp;
 mod doctor;
 mod events;
 mod exec;
@@ -56,6 +57,7 @@ pub(crate) async fn dispatch(command: Command, context: &Context) -> Result<u8, 
         Command::Run(args) => Box::pin(run::run(*args, context)).await,
         Command::Exec(args) => exec::exec(*args, context).await,
         Command::Attach(args) => exec::attach(args, context).await,
+        Command::Cp(args) => cp::cp(args, context).await,
         Command::Execs(args) => execs::list(&args, context).await,
         Command::Kill(args) => execs::kill(&args, context).await,
         Command::Logs(args) => execs::logs(&args, context).await,

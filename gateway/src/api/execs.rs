@@ -183,7 +183,7 @@ async fn carry_input(
 }
 
 /// Who calls, and under which trace.
-fn caller_info<T>(request: &Request<T>) -> Result<CallerInfo, CallError> {
+pub(super) fn caller_info<T>(request: &Request<T>) -> Result<CallerInfo, CallError> {
     let name = auth::caller(request)?.name.to_string();
     let traceparent = request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
     Ok(CallerInfo { name, traceparent: traceparent.unwrap_or_default().to_owned() })
@@ -193,7 +193,7 @@ fn exec_id(text: &str) -> Result<ExecId, CallError> {
     text.parse().map_err(|error| CallError::invalid("exec_id", error))
 }
 
-fn start_deadline(given: Option<prost_types::Duration>) -> Result<Option<Duration>, CallError> {
+pub(super) fn start_deadline(given: Option<prost_types::Duration>) -> Result<Option<Duration>, CallError> {
     duration("start_deadline", given, timing::START_DEADLINE, START_DEADLINE_MAX).map(Some)
 }
 

@@ -1,12 +1,13 @@
 //! The public API: gRPC over TLS on TCP. It only adapts: requests to the rooms' calls, their errors to statuses.
 //!
 //! ```text
-//! listener (TCP, TLS) ─▶ auth (certificate or token) ─▶ sandboxes │ execs │ status ─▶ the gateway's rooms
+//! listener (TCP, TLS) ─▶ auth (certificate or token) ─▶ sandboxes │ execs │ files │ status ─▶ the gateway's rooms
 //! ```
 
 mod auth;
 mod chaos;
 mod execs;
+mod files;
 mod gateway;
 mod listener;
 mod sandboxes;
@@ -15,7 +16,8 @@ mod status;
 use std::{sync::Arc, time::Duration};
 
 use holdfast_wire::api::{
-    execs_server::ExecsServer, gateway_server::GatewayServer, sandboxes_server::SandboxesServer,
+    execs_server::ExecsServer, files_server::FilesServer, gateway_server::GatewayServer,
+    sandboxes_server::SandboxesServer,
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -25,7 +27,7 @@ pub use auth::{Caller, Tokens, TokensError};
 pub use gateway::Facts;
 pub use status::code;
 
-use crate::{error::CallError, events::Events, execs::Execs, sandboxes::Sandboxes};
+use crate::{error::CallError, events::Events, execs::Execs, files::Files, sandboxes::Sandboxes};
 
 /// h2 keepalive towards callers: a caller that vanished without a word is noticed after these two.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -50,6 +52,8 @@ pub struct Api {
     pub sandboxes: Sandboxes,
     /// Execs.
     pub execs: Execs,
+    /// Files.
+    pub files: Files,
     /// What happens.
     pub events: Events,
     /// What `Status` says of the gateway itself.
@@ -84,9 +88,11 @@ pub async fn serve(
         .build_v1()?;
     health_reporter.set_serving::<SandboxesServer<sandboxes::SandboxService>>().await;
     health_reporter.set_serving::<ExecsServer<execs::ExecService>>().await;
+    health_reporter.set_serving::<FilesServer<files::FileService>>().await;
 
     let gateway = gateway::GatewayService::new(api.facts, api.sandboxes.clone(), api.events.clone());
     let execs = execs::ExecService::new(api.execs, tasks.clone());
+    let files = files::FileService::new(api.files, tasks.clone());
     let sandboxes = sandboxes::SandboxService::new(api.sandboxes, api.events);
     let connections = listener::connections(listener, Arc::new(tls), token.clone(), &tasks);
     Server::builder()
@@ -99,6 +105,7 @@ pub async fn serve(
         .add_service(InterceptedService::new(reflection, door.clone()))
         .add_service(InterceptedService::new(GatewayServer::new(gateway), door.clone()))
         .add_service(InterceptedService::new(SandboxesServer::new(sandboxes), door.clone()))
+        .add_service(InterceptedService::new(FilesServer::new(files), door.clone()))
         .add_service(InterceptedService::new(
             ExecsServer::new(execs).max_decoding_message_size(MAX_REQUEST),
             door,

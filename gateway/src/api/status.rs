@@ -22,17 +22,21 @@ pub fn code(reason: Reason) -> Code {
         | Reason::RelayDeadline
         | Reason::StartUnknown
         | Reason::DriverFailed => Code::Unavailable,
-        Reason::SandboxNotFound | Reason::ExecNotFound => Code::NotFound,
-        Reason::SandboxExists | Reason::ExecIdConflict => Code::AlreadyExists,
+        Reason::SandboxNotFound | Reason::ExecNotFound | Reason::FileNotFound | Reason::TransferGone => {
+            Code::NotFound
+        }
+        Reason::SandboxExists | Reason::ExecIdConflict | Reason::FileExists => Code::AlreadyExists,
         Reason::WrongPhase
         | Reason::ExecEnded
         | Reason::UnsupportedByDriver
-        | Reason::UnsupportedBySupervisor => Code::FailedPrecondition,
-        Reason::OutputGone => Code::DataLoss,
-        Reason::InvalidArgument => Code::InvalidArgument,
-        Reason::LimitReached => Code::ResourceExhausted,
+        | Reason::UnsupportedBySupervisor
+        | Reason::FileWrongKind
+        | Reason::FileFailed => Code::FailedPrecondition,
+        Reason::OutputGone | Reason::DigestMismatch => Code::DataLoss,
+        Reason::InvalidArgument | Reason::PathEscapes => Code::InvalidArgument,
+        Reason::LimitReached | Reason::NoSpace => Code::ResourceExhausted,
         Reason::Unauthenticated => Code::Unauthenticated,
-        Reason::Forbidden => Code::PermissionDenied,
+        Reason::Forbidden | Reason::FileDenied => Code::PermissionDenied,
         Reason::WaitTimeout => Code::DeadlineExceeded,
         Reason::StreamProtocol | Reason::Conflict => Code::Aborted,
         Reason::Internal => Code::Internal,

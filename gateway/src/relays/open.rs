@@ -124,6 +124,7 @@ pub async fn open(
     let name = match &kind {
         relay_header::Kind::Exec(_) => "exec",
         relay_header::Kind::ExecCall(_) => "exec_call",
+        relay_header::Kind::Files(_) => "files",
     };
     let id = RelayId::random();
     let Some(slot) = session.relay_slot() else {

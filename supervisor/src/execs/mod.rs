@@ -53,6 +53,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use probe::{PROBE_SUBCOMMAND, ProbeFailure, answer_probe, own_probe};
+pub(crate) use relay::{Refusal, accept, finish, refuse};
 pub use spawn::{FakeSpawner, RealSpawner, Spawner};
 use spool::Disk;
 use table::Table;

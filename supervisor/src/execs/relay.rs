@@ -38,25 +38,25 @@ const BATCH: usize = 256 * 1024;
 
 /// Why a relay or call is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     pub(super) code: RefusedCode,
     pub(super) message: String,
 }
 
 impl Refusal {
-    pub(super) fn new(code: RefusedCode, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: RefusedCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
 }
 
 /// Says yes.
-pub(super) async fn accept(send: &mut SendStream) -> Result<(), StreamError> {
+pub(crate) async fn accept(send: &mut SendStream) -> Result<(), StreamError> {
     let kind = Some(relay_reply::Kind::Accepted(control::Accepted {}));
     send.send_message(&RelayReply { kind }, MAX_MESSAGE).await
 }
 
 /// Says no, and why.
-pub(super) async fn refuse(refusal: Refusal, mut send: SendStream, mut recv: MessageReader) {
+pub(crate) async fn refuse(refusal: Refusal, mut send: SendStream, mut recv: MessageReader) {
     let Refusal { code, message } = refusal;
     tracing::debug!(?code, %message, "refused");
     let kind = Some(relay_reply::Kind::Refused(control::Refused { code: code as i32, message }));
@@ -67,7 +67,7 @@ pub(super) async fn refuse(refusal: Refusal, mut send: SendStream, mut recv: Mes
 }
 
 /// The clean end, and the wait until the peer has it: as long as it does not, the relay is not over.
-pub(super) async fn finish(send: &mut SendStream) {
+pub(crate) async fn finish(send: &mut SendStream) {
     if send.finish().is_ok() {
         // Past the bound, or with the session lost, nobody waits for it any more.
         let _ = tokio::time::timeout(timing::CALLER_BOUND, send.stopped()).await;

@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// What this supervisor can do, for gateways that must know before they ask.
-const CAPABILITIES: &[&str] = &["exec", "pty", "chaos"];
+const CAPABILITIES: &[&str] = &["exec", "pty", "chaos", "files"];
 
 /// Between the starts of two attempts (RFC 8305, section 8): long enough for a near gateway to answer the first.
 const STAGGER: Duration = Duration::from_millis(250);

@@ -19,6 +19,7 @@ use holdfast_supervisor::{
         Execs, ExecsConfig, SpoolUsage,
         spawn::{FakeSpawner, SpawnError, SpawnRequest, Spawned, Spawner},
     },
+    files::Files,
     identity::Identity,
     link::{Link, ResolveError, Resolver, Seams, Sockets, Target},
     work::Work,
@@ -26,7 +27,7 @@ use holdfast_supervisor::{
 use holdfast_wire::{
     api::ExecInfo,
     bootstrap::{IdentityFiles, SpoolLimits},
-    control::{ExecCall, ExecRelay, Health, ProbeResult},
+    control::{ExecCall, ExecRelay, FilesRelay, Health, ProbeResult},
     ids::{ExecId, Generation, Instance, SandboxId},
     limits, timing,
     transport::{MessageReader, Profile, Role, SendStream, Socket},
@@ -235,7 +236,8 @@ impl Inside {
             addresses: self.bootstrap.addresses.clone(),
             server_name: self.bootstrap.server_name.clone(),
         };
-        let work = Arc::new(SimWork { execs: execs.clone() });
+        let files = Files::new(self.dir.join("work"), token.child_token());
+        let work = Arc::new(SimWork { execs: execs.clone(), files });
         Ok(Link::start(target, identity, work, seams, token))
     }
 }
@@ -300,6 +302,7 @@ impl Clocks for StillClocks {
 #[derive(Debug)]
 struct SimWork {
     execs: Execs,
+    files: Files,
 }
 
 #[async_trait]
@@ -310,6 +313,10 @@ impl Work for SimWork {
 
     async fn serve_call(&self, call: ExecCall, send: SendStream, recv: MessageReader) {
         self.execs.serve_call(call, send, recv).await;
+    }
+
+    async fn serve_files(&self, request: FilesRelay, send: SendStream, recv: MessageReader) {
+        self.files.serve(request, send, recv).await;
     }
 
     fn report(&self) -> Vec<ExecInfo> {

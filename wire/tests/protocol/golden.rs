@@ -55,6 +55,51 @@ fn frames_never_change() {
 }
 
 #[test]
+fn transfer_frames_never_change() {
+    use holdfast_wire::{api, files};
+    let path = Bytes::from_static(b"a/b");
+    let entry = api::FileEntry {
+        path: path.clone(),
+        kind: api::FileKind::Symlink.into(),
+        mode: 0o755,
+        mtime_seconds: 1_700_000_000,
+        mtime_nanos: 5,
+        size: 9,
+        target: Bytes::from_static(b"\xff"),
+        uid: 1,
+        gid: 2,
+    };
+    let problem = api::FileProblem {
+        path: path.clone(),
+        kind: api::FileProblemKind::Vanished.into(),
+        errno: 2,
+        message: "gone".into(),
+    };
+    let digest = Bytes::from_static(&[0xd1; 32]);
+    let end = api::TransferEnd { entries: 3, files: 2, bytes: 1, digest: digest.clone(), problems: 4 };
+    let failure = api::FileFailure {
+        kind: api::FileFailureKind::NoSpace.into(),
+        path: path.clone(),
+        errno: 28,
+        message: "full".into(),
+    };
+    let frames = [
+        ("entry", files::Frame::entry(&entry)),
+        ("data", files::Frame::Data(Bytes::from_static(b"data\0\xff"))),
+        ("hole", files::Frame::Hole(0x0102_0304_0506_0708)),
+        ("close", files::Frame::Close),
+        ("drop", files::Frame::Drop),
+        ("problem", files::Frame::Problem(problem)),
+        ("end", files::Frame::End(end)),
+        ("failed", files::Frame::Failed(failure)),
+        ("ack", files::Frame::Ack(9)),
+        ("done", files::Frame::Done(api::TransferResult { entries: 3, files: 2, bytes: 1, digest, path })),
+    ];
+    let line = |(name, frame): (&str, files::Frame)| format!("{name}: {}", hex(&frame.to_bytes()));
+    insta::assert_snapshot!(frames.into_iter().map(line).collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
 fn a_supervisors_messages_never_change() {
     insta::assert_snapshot!(lines(samples::ups()));
 }

@@ -201,9 +201,10 @@ pub(crate) fn hello() -> control::Hello {
 
 /// A header of every kind of relay and call.
 pub(crate) fn headers() -> Vec<(&'static str, control::RelayHeader)> {
-    use control::{exec_call, relay_header::Kind};
+    use control::{exec_call, files_relay, relay_header::Kind};
     let exec_id = exec_id().to_bytes();
     let call = |kind| Kind::ExecCall(control::ExecCall { kind: Some(kind) });
+    let files = |kind| Kind::Files(control::FilesRelay { kind: Some(kind) });
     let kinds = vec![
         (
             "exec",
@@ -246,6 +247,46 @@ pub(crate) fn headers() -> Vec<(&'static str, control::RelayHeader)> {
             })),
         ),
         ("wait", call(exec_call::Kind::Wait(control::WaitCall { exec_id, at_most_ms: 60_000 }))),
+        (
+            "upload",
+            files(files_relay::Kind::Upload(control::FilesUpload {
+                transfer_id: exec_id.clone(),
+                start: Some(api::UploadSpec {
+                    path: Bytes::from_static(b"/srv"),
+                    name: Bytes::from_static(b"src"),
+                    placement: api::UploadPlacement::Contents.into(),
+                    archive: true,
+                    user: "build".to_owned(),
+                }),
+                offset: 9,
+            })),
+        ),
+        (
+            "download",
+            files(files_relay::Kind::Download(control::FilesDownload {
+                transfer_id: exec_id.clone(),
+                start: Some(api::DownloadSpec {
+                    path: Bytes::from_static(b"/srv"),
+                    follow: true,
+                    user: "build".to_owned(),
+                    file_only: true,
+                    range_offset: 7,
+                    range_length: 8,
+                }),
+                offset: 9,
+            })),
+        ),
+        (
+            "list files",
+            files(files_relay::Kind::Call(control::FilesCall {
+                user: "build".to_owned(),
+                kind: Some(control::files_call::Kind::List(control::FileList {
+                    path: Bytes::from_static(b"/srv"),
+                    after: Bytes::from_static(b"a"),
+                    limit: 10,
+                })),
+            })),
+        ),
     ];
     kinds
         .into_iter()

@@ -260,7 +260,7 @@ impl FakeSupervisor {
                 }
                 let _ = send.stopped().await;
             }
-            None => {}
+            Some(relay_header::Kind::Files(_)) | None => {}
         }
     }
 

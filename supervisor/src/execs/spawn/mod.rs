@@ -27,7 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use fake::FakeSpawner;
 pub use real::RealSpawner;
-pub(crate) use users::give_workspace;
+pub(crate) use users::{Account, give_workspace, resolve as resolve_user};
 
 /// Starts processes.
 pub trait Spawner: Send + Sync + std::fmt::Debug + 'static {

@@ -12,11 +12,11 @@ const MOST: u64 = 8 << 20;
 
 /// Somebody that a command runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Account {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct Account {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// Supplementary groups, `gid` included.
-    pub(super) groups: Vec<u32>,
+    pub(crate) groups: Vec<u32>,
     /// The uid in digits where the file does not know it.
     pub(super) name: OsString,
     pub(super) home: OsString,
@@ -24,7 +24,7 @@ pub(super) struct Account {
 }
 
 /// Finds who `user` is: a name, a uid, `uid:gid`, or either with the other's name after the colon.
-pub(super) fn resolve(user: &str, etc: &Path) -> Result<Account, SpawnError> {
+pub(crate) fn resolve(user: &str, etc: &Path) -> Result<Account, SpawnError> {
     let (who, group) = match user.split_once(':') {
         Some((who, group)) => (who, Some(group)),
         None => (user, None),

@@ -128,7 +128,7 @@ async fn serve(execs: Execs, send: SendStream, mut recv: MessageReader) {
     match header.kind {
         Some(relay_header::Kind::Exec(request)) => execs.serve_relay(request, send, recv).await,
         Some(relay_header::Kind::ExecCall(call)) => execs.serve_call(call, send, recv).await,
-        None => {}
+        Some(relay_header::Kind::Files(_)) | None => {}
     }
 }
 

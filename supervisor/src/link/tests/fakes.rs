@@ -24,8 +24,8 @@ use holdfast_wire::{
     bootstrap::IdentityFiles,
     close::CloseCode,
     control::{
-        Accepted, Certificate, Down, ExecCall, ExecRelay, Health, Hello, ProbeResult, Refuse, RelayHeader,
-        RelayReply, Settings, Up, Welcome, down, relay_header, relay_reply, up,
+        Accepted, Certificate, Down, ExecCall, ExecRelay, FilesRelay, Health, Hello, ProbeResult, Refuse,
+        RelayHeader, RelayReply, Settings, Up, Welcome, down, relay_header, relay_reply, up,
     },
     ids::{Generation, Instance, RelayId, SandboxId, SessionId},
     limits,
@@ -373,6 +373,8 @@ impl Work for FakeWork {
         send.send_message(&reply, limits::MAX_MESSAGE).await.unwrap();
         send.finish().unwrap();
     }
+
+    async fn serve_files(&self, _request: FilesRelay, _send: SendStream, _recv: MessageReader) {}
 
     fn report(&self) -> Vec<ExecInfo> {
         self.execs.lock().unwrap().clone()
