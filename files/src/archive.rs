@@ -390,7 +390,7 @@ impl<W: Write> Packer<W> {
     }
 
     fn zeros(&mut self, length: u64) -> Result<(), Failure> {
-        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let mut left = length.min(self.left);
         self.left -= left;
         while left > 0 {

@@ -136,7 +136,7 @@ async fn supervise(
     .await?;
     let rooms = Arc::new(Rooms {
         execs: execs.clone(),
-        files: Files::new(config.workspace.clone(), token.child_token()),
+        files: Files::within(workspace.clone(), token.child_token()),
         prober: Prober::new(workspace),
     });
     let target = Target {

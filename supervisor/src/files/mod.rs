@@ -32,7 +32,10 @@ use holdfast_wire::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::transfer::Transfer;
-use crate::execs::{Refusal, refuse};
+use crate::{
+    execs::{Refusal, refuse},
+    workspace::Workspace,
+};
 
 /// The room. Clones are handles to the same one.
 #[derive(Clone, Debug)]
@@ -43,7 +46,7 @@ pub struct Files {
 #[derive(Debug)]
 struct Inner {
     /// Where relative paths begin.
-    workspace: PathBuf,
+    workspace: Workspace,
     /// Where passwd and group are.
     etc: PathBuf,
     table: Mutex<HashMap<TransferId, Arc<Transfer>>>,
@@ -67,6 +70,10 @@ impl Files {
     /// A room without transfers. `token` ends them all. Must be called within a runtime.
     #[must_use]
     pub fn new(workspace: PathBuf, token: CancellationToken) -> Self {
+        Self::within(Workspace::at(workspace), token)
+    }
+
+    pub(crate) fn within(workspace: Workspace, token: CancellationToken) -> Self {
         let (table, tracker) = (Mutex::default(), TaskTracker::new());
         let inner = Arc::new(Inner {
             workspace,
@@ -181,7 +188,12 @@ impl Inner {
             let message = format!("a path has 1 to {} bytes, and no NUL", limits::MAX_PATH - 1);
             return Err(Failure::new(FileFailureKind::Invalid, path, message));
         }
-        Ok(self.workspace.join(path))
+        if path.is_relative() {
+            // A workspace whose mount is gone is not to be written into the directory beneath.
+            let root = self.workspace.path();
+            self.workspace.check().map_err(|error| Failure::io("looking at the workspace", root, &error))?;
+        }
+        Ok(self.workspace.path().join(path))
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<TransferId, Arc<Transfer>>> {

@@ -246,7 +246,10 @@ pub(crate) fn headers() -> Vec<(&'static str, control::RelayHeader)> {
                 max_bytes: 65_536,
             })),
         ),
-        ("wait", call(exec_call::Kind::Wait(control::WaitCall { exec_id, at_most_ms: 60_000 }))),
+        (
+            "wait",
+            call(exec_call::Kind::Wait(control::WaitCall { exec_id: exec_id.clone(), at_most_ms: 60_000 })),
+        ),
         (
             "upload",
             files(files_relay::Kind::Upload(control::FilesUpload {
