@@ -1,6 +1,8 @@
 //! The table of error reasons: what a gRPC error's `google.rpc.ErrorInfo` carries, so that programs need not
 //! read prose. Domain: [`DOMAIN`]. Metadata keys are the [`key`]s.
 
+use crate::api::FileFailureKind;
+
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "holdfast";
 
@@ -94,6 +96,27 @@ reasons! {
     Conflict = "CONFLICT";
     /// A fault of Holdfast's. INTERNAL.
     Internal = "INTERNAL";
+}
+
+impl Reason {
+    /// Of what a file system said, or a rule of transfers.
+    #[must_use]
+    pub fn of_file(kind: FileFailureKind) -> Self {
+        match kind {
+            FileFailureKind::NotFound => Self::FileNotFound,
+            FileFailureKind::Denied => Self::FileDenied,
+            FileFailureKind::NoSpace => Self::NoSpace,
+            FileFailureKind::Exists => Self::FileExists,
+            FileFailureKind::WrongKind => Self::FileWrongKind,
+            FileFailureKind::Escapes => Self::PathEscapes,
+            FileFailureKind::Mismatch => Self::DigestMismatch,
+            FileFailureKind::Protocol => Self::StreamProtocol,
+            FileFailureKind::Invalid => Self::InvalidArgument,
+            FileFailureKind::Abandoned => Self::TransferGone,
+            FileFailureKind::Limit => Self::LimitReached,
+            FileFailureKind::Other | FileFailureKind::Unspecified => Self::FileFailed,
+        }
+    }
 }
 
 impl std::fmt::Display for Reason {

@@ -33,7 +33,7 @@ use holdfast_wire::{
     api::{DownloadSpec, FileProblem, FileProblemKind, TransferResult, UploadPlacement, UploadSpec},
     ids::TransferId,
     limits::TRANSFER_WINDOW,
-    reason::Reason,
+    reason::{Reason, key},
 };
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -43,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, signals::Signals};
 use crate::{
     args::CpArgs,
-    client::{self, Client, Transfer, TransferNotice},
+    client::{self, Client, Refusal, Transfer, TransferNotice},
     failure::Failed,
     output::{Output, Row},
 };
@@ -436,12 +436,39 @@ async fn joined<T>(thread: oneshot::Receiver<T>) -> Result<T, Failed> {
     thread.await.map_err(|_| Failed::local("copy", "a thread of this program has panicked"))
 }
 
+/// As the gateway would have told it: the failure came in the stream, or is this machine's own.
 fn of_failure(failure: &Failure) -> Failed {
-    Failed::local("copy", &failure.message)
+    let reason = Reason::of_file(failure.kind);
+    let code = match reason {
+        Reason::FileNotFound | Reason::TransferGone => tonic::Code::NotFound,
+        Reason::FileDenied => tonic::Code::PermissionDenied,
+        Reason::NoSpace | Reason::LimitReached => tonic::Code::ResourceExhausted,
+        Reason::FileExists => tonic::Code::AlreadyExists,
+        Reason::DigestMismatch => tonic::Code::DataLoss,
+        Reason::InvalidArgument | Reason::PathEscapes => tonic::Code::InvalidArgument,
+        _ => tonic::Code::FailedPrecondition,
+    };
+    let mut metadata = std::collections::BTreeMap::new();
+    if !failure.path.as_os_str().is_empty() {
+        metadata.insert(key::PATH.to_owned(), failure.path.display().to_string());
+    }
+    if failure.errno != 0 {
+        metadata.insert(key::ERRNO.to_owned(), failure.errno.to_string());
+    }
+    let refusal = Refusal {
+        code,
+        reason: Some(reason.as_str().to_owned()),
+        message: failure.message.clone(),
+        metadata,
+    };
+    client::Error::Refused { what: "copy".to_owned(), refusal: Box::new(refusal) }.into()
 }
 
 fn of_stopped(stopped: &Stopped) -> Failed {
-    Failed::local("copy", stopped)
+    match stopped {
+        Stopped::Failed(failure) => of_failure(failure),
+        Stopped::Closed(_) => Failed::local("copy", stopped),
+    }
 }
 
 /// The bar, and the count that it shows.

@@ -18,7 +18,7 @@ mod transfer;
 use std::time::Duration;
 
 use holdfast_wire::{
-    api::{FileFailure, FileFailureKind},
+    api::FileFailure,
     control::{FilesRelay, RefusedCode, files_relay, relay_header},
     limits, timing,
 };
@@ -117,20 +117,7 @@ fn lost_session(lost: &Lost) -> CallError {
 
 /// What a file system said, or a rule of transfers.
 fn failed(failure: &FileFailure) -> CallError {
-    let reason = match failure.kind() {
-        FileFailureKind::NotFound => Reason::FileNotFound,
-        FileFailureKind::Denied => Reason::FileDenied,
-        FileFailureKind::NoSpace => Reason::NoSpace,
-        FileFailureKind::Exists => Reason::FileExists,
-        FileFailureKind::WrongKind => Reason::FileWrongKind,
-        FileFailureKind::Escapes => Reason::PathEscapes,
-        FileFailureKind::Mismatch => Reason::DigestMismatch,
-        FileFailureKind::Protocol => Reason::StreamProtocol,
-        FileFailureKind::Invalid => Reason::InvalidArgument,
-        FileFailureKind::Abandoned => Reason::TransferGone,
-        FileFailureKind::Limit => Reason::LimitReached,
-        FileFailureKind::Other | FileFailureKind::Unspecified => Reason::FileFailed,
-    };
+    let reason = Reason::of_file(failure.kind());
     let error = CallError::new(reason, relays::cut(&failure.message));
     let error = if failure.errno == 0 { error } else { error.with(key::ERRNO, failure.errno) };
     if failure.path.is_empty() {
