@@ -165,10 +165,19 @@ impl Sessions {
     /// Hears the supervisor until the session has to end.
     async fn read(&self, session: &Session, handle: &SandboxHandle, recv: &mut MessageReader) -> Lost {
         let mut signed: Option<Instant> = None;
+        // Who has said goodbye ends the stream in good order.
+        let mut leaving: Option<String> = None;
         loop {
             let message = match recv.message::<Up>(limits::MAX_MESSAGE).await {
                 Ok(Some(message)) => message,
-                Ok(None) => return Lost::here(CloseCode::PROTOCOL, "the control stream ended"),
+                Ok(None) => {
+                    let Some(reason) = leaving else {
+                        return Lost::here(CloseCode::PROTOCOL, "the control stream ended");
+                    };
+                    // Its own close is on its way, and says it better.
+                    tokio::time::sleep(timing::WAIT_IDLE).await;
+                    return Lost::here(CloseCode::SUPERVISOR_STOPPING, reason);
+                }
                 Err(holdfast_wire::transport::StreamError::Lost(lost)) => return Lost::Connection(lost),
                 Err(error) => return Lost::here(CloseCode::PROTOCOL, format!("the control stream: {error}")),
             };
@@ -213,8 +222,10 @@ impl Sessions {
                 Some(up::Body::Rebound(rebound)) => {
                     session.note_rebound(rebound.rebinds, &cut(&rebound.reason))
                 }
-                Some(up::Body::Leaving(leaving)) => {
-                    tracing::info!(reason = cut(&leaving.reason), "the supervisor is leaving");
+                Some(up::Body::Leaving(message)) => {
+                    let reason = cut(&message.reason);
+                    tracing::info!(reason, "the supervisor is leaving");
+                    leaving = Some(reason);
                 }
                 Some(up::Body::Hello(_)) => {
                     return Lost::here(CloseCode::PROTOCOL, "a second Hello");
