@@ -175,8 +175,7 @@ impl Fault {
             return (vec![call], patience(scale));
         }
         let talks = self.load.talks(scale);
-        let longest =
-            talks.iter().map(|(_, talk)| talk.pause * u32::try_from(talk.lines).unwrap_or_default()).max();
+        let longest = talks.iter().map(|(_, talk)| talk.lasts()).max();
         let calls = talks.into_iter().enumerate().map(|(number, (sandbox, talk))| {
             let (code, script) = script(number, talk, "/dev/null");
             Call { call: number as u64, sandbox, script, kind: Kind::Talk { lines: talk.lines, code } }

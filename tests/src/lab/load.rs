@@ -27,6 +27,12 @@ impl Talk {
         Self { lines: 2, pause: Duration::from_secs(seconds), strict: false }
     }
 
+    /// How long it takes where nothing happens: no pause follows the last line.
+    #[must_use]
+    pub fn lasts(self) -> Duration {
+        self.pause * u32::try_from(self.lines.saturating_sub(1)).unwrap_or(u32::MAX)
+    }
+
     /// The same, and its caller does not attach again.
     #[must_use]
     pub fn strict(self) -> Self {
