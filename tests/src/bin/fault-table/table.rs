@@ -45,7 +45,8 @@ pub(super) fn page(tables: &Tables) -> anyhow::Result<String> {
     if let Some(host) = &tables.test_host {
         text.push_str("## The test host: real delay, reordering, duplicates, corruption\n\n");
         text.push_str(
-            "The same in QEMU, whose kernel has `sch_netem`; emulated, so everything takes longer.\n\n",
+            "The same in QEMU, whose kernel has `sch_netem`. Emulated, so everything takes longer: *lasted* and *latest \
+             byte* are mostly the time that programs need to start there; the promise is what is shown.\n\n",
         );
         rows(&mut text, host)?;
     }
