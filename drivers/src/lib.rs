@@ -30,6 +30,8 @@ pub mod container;
 pub mod fake;
 #[cfg(target_os = "linux")]
 pub mod local;
+#[cfg(target_os = "linux")]
+pub mod vm;
 
 pub use self::{
     driver::{Capabilities, ComputeDriver, Isolation, Verb},

@@ -42,6 +42,12 @@ pub struct WorkloadSpec {
     /// What to run in, where the driver has images. `None` asks for the driver's default.
     #[serde(default)]
     pub image: Option<String>,
+    /// The root file system, where the driver takes one: a directory or an archive on the gateway's machine.
+    #[serde(default)]
+    pub rootfs: Option<String>,
+    /// What it may reach beside its gateway, where the driver decides that: `none` or `internet`.
+    #[serde(default)]
+    pub egress: Option<String>,
     /// Limits.
     #[serde(default)]
     pub resources: Resources,
@@ -240,6 +246,14 @@ impl WorkloadSpec {
         .find_map(|(field, set)| set.then_some(field))
     }
 
+    /// The first field that only a driver of whole machines can honour, if any is set.
+    #[must_use]
+    pub fn first_of_a_machine(&self) -> Option<&'static str> {
+        [("rootfs", self.rootfs.is_some()), ("egress", self.egress.is_some())]
+            .into_iter()
+            .find_map(|(field, set)| set.then_some(field))
+    }
+
     fn check_labels(&self) -> Result<(), DriverError> {
         if self.labels.len() > MAX_ENTRIES {
             let message = format!("has {} entries, more than the {MAX_ENTRIES} allowed", self.labels.len());
@@ -393,6 +407,8 @@ mod tests {
             name: "dev".into(),
             generation: Generation(1),
             image: None,
+            rootfs: None,
+            egress: None,
             resources: Resources::default(),
             env: Env::from_iter([("TOKEN", "hunter2")]),
             user: None,

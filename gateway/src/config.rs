@@ -29,7 +29,7 @@ Examples:
   HOLDFAST_PROFILE=./gw/client.toml holdfast create box --wait
 
 The data directory holds everything: the CA, the store, the client profile client.toml, the sandboxes of
-the local driver. Two gateways need two data directories. Workloads live on when the gateway stops; the
+the local and the vm driver. Two gateways need two data directories. Workloads live on when the gateway stops; the
 next start on the same data directory adopts them.")]
 pub struct GatewayArgs {
     /// Everything the gateway keeps [default: $XDG_DATA_HOME/holdfast]
@@ -44,7 +44,7 @@ pub struct GatewayArgs {
     /// Plain HTTP for /healthz, /readyz and /metrics [default: 127.0.0.1, a free port, said at the start]
     #[arg(long, env = "HOLDFAST_HTTP_LISTEN", value_name = "ADDR:PORT")]
     pub http_listen: Option<SocketAddr>,
-    /// What makes workloads: local or container [default: local]
+    /// What makes workloads: local, container or vm [default: local]
     #[arg(long, env = "HOLDFAST_DRIVER", value_name = "NAME")]
     pub driver: Option<String>,
     /// The container driver's engine, docker or podman, as unix:///PATH or tcp://HOST:PORT [default: DOCKER_HOST,
@@ -67,6 +67,16 @@ pub struct GatewayArgs {
     /// a static one [default: holdfast-supervisor beside this program]
     #[arg(long, env = "HOLDFAST_SUPERVISOR", value_name = "PATH")]
     pub supervisor: Option<PathBuf>,
+    /// For the vm driver: where root file systems that callers name must lie; may be repeated
+    #[arg(long, env = "HOLDFAST_ROOTFS_DIR", value_name = "DIR", value_delimiter = ':')]
+    pub rootfs_dir: Vec<PathBuf>,
+    /// For the vm driver: the root file system of sandboxes that name none
+    #[arg(long, env = "HOLDFAST_ROOTFS", value_name = "DIR|ARCHIVE")]
+    pub rootfs: Option<PathBuf>,
+    /// For the vm driver: looked through first for holdfast-vmm, holdfast-supervisor, libkrunfw and gvproxy
+    /// [default: $XDG_CACHE_HOME/holdfast/vm]
+    #[arg(long, env = "HOLDFAST_VM_PARTS", value_name = "DIR")]
+    pub vm_parts: Option<PathBuf>,
     /// Bearer tokens for the API: a file (mode 0600) of lines `NAME TOKEN`
     #[arg(long, env = "HOLDFAST_TOKENS_FILE", value_name = "FILE")]
     pub tokens_file: Option<PathBuf>,
@@ -101,6 +111,7 @@ struct FileConfig {
     name: Option<String>,
     trust_domain: Option<String>,
     supervisor: Option<PathBuf>,
+    vm: FileVm,
     tokens_file: Option<PathBuf>,
     admins: Option<Vec<String>>,
     log_format: Option<LogFormat>,
@@ -121,6 +132,29 @@ struct FileContainer {
     network: Option<String>,
     mounts: Vec<String>,
     cgroup_parent: Option<String>,
+}
+
+/// The vm driver's keys.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileVm {
+    rootfs_dirs: Vec<PathBuf>,
+    rootfs: Option<PathBuf>,
+    parts_dir: Option<PathBuf>,
+    boot_deadline_seconds: Option<u64>,
+}
+
+/// What the vm driver is told.
+#[derive(Clone, Debug, Default)]
+pub struct VmSettings {
+    /// Where root file systems that callers name must lie.
+    pub rootfs_dirs: Vec<PathBuf>,
+    /// The root file system of sandboxes that name none.
+    pub rootfs: Option<PathBuf>,
+    /// Looked through first for what machines need.
+    pub parts_dir: Option<PathBuf>,
+    /// From a guest kernel's start to its supervisor's first word; absent: the driver's default.
+    pub boot_deadline: Option<Duration>,
 }
 
 /// Times that supervisors are told, in milliseconds; 0 or absent: the default.
@@ -157,6 +191,8 @@ pub struct Config {
     pub supervisor_command: Vec<OsString>,
     /// The container driver's own.
     pub container: ContainerSettings,
+    /// What the vm driver is told.
+    pub vm: VmSettings,
     /// Bearer tokens.
     pub tokens_file: Option<PathBuf>,
     /// Names of the clients (of certificates or tokens) that may order faults.
@@ -235,6 +271,7 @@ impl Config {
             trust_domain: "holdfast.internal".to_owned(),
             supervisor_command,
             container: ContainerSettings::default(),
+            vm: VmSettings::default(),
             tokens_file: None,
             admins: vec!["admin".to_owned()],
             log_format: LogFormat::Text,
@@ -272,6 +309,7 @@ impl Config {
             config.http_listen = http;
         }
         config.advertise = if args.advertise.is_empty() { file.advertise } else { args.advertise.clone() };
+        config.vm = file.vm.resolve(args);
         config.tokens_file = args.tokens_file.clone().or(file.tokens_file);
         if let Some(admins) = file.admins {
             config.admins = admins;
@@ -329,6 +367,17 @@ impl Config {
             return invalid("supervisor", "no supervisor to start: name its program".to_owned());
         }
         Ok(())
+    }
+}
+
+impl FileVm {
+    fn resolve(self, args: &GatewayArgs) -> VmSettings {
+        VmSettings {
+            rootfs_dirs: if args.rootfs_dir.is_empty() { self.rootfs_dirs } else { args.rootfs_dir.clone() },
+            rootfs: args.rootfs.clone().or(self.rootfs),
+            parts_dir: args.vm_parts.clone().or(self.parts_dir),
+            boot_deadline: self.boot_deadline_seconds.map(Duration::from_secs),
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use holdfast_drivers::{
     Bootstrap, ComputeDriver, DriverError, Secret,
     container::{ContainerConfig, ContainerDriver},
     local::{LocalConfig, LocalDriver},
+    vm::{VmConfig, VmDriver},
 };
 use holdfast_wire::{
     ids::{Generation, SandboxId},
@@ -122,7 +123,7 @@ pub enum StartError {
         message: String,
     },
     /// No such driver.
-    #[error("no driver {0:?}: this build has local and container")]
+    #[error("no driver {0:?}: this build has local, container and vm")]
     UnknownDriver(String),
     /// The core.
     #[error(transparent)]
@@ -341,6 +342,19 @@ async fn open_driver(config: &Config, listen: SocketAddr) -> Result<Arc<dyn Comp
                 ..ContainerConfig::new(config.data_dir.join("containers"), listen)
             };
             Ok(Arc::new(ContainerDriver::open(container).await.map_err(failed)?))
+        }
+        "vm" => {
+            let defaults = VmConfig::new(config.data_dir.join("machines"), listen);
+            Ok(Arc::new(
+                VmDriver::open(VmConfig {
+                    rootfs_dirs: config.vm.rootfs_dirs.clone(),
+                    rootfs: config.vm.rootfs.clone(),
+                    parts_dir: config.vm.parts_dir.clone(),
+                    boot_deadline: config.vm.boot_deadline.unwrap_or(defaults.boot_deadline),
+                    ..defaults
+                })
+                .await?,
+            ))
         }
         other => Err(StartError::UnknownDriver(other.to_owned())),
     }

@@ -13,6 +13,7 @@ use holdfast_wire::bootstrap::SupervisorConfig;
 
 use crate::{
     execs::{PROBE_SUBCOMMAND, answer_probe, own_probe},
+    init,
     lock::InstanceLock,
     logs, status, supervise,
 };
@@ -26,6 +27,9 @@ pub struct SupervisorArgs {
     /// The file that says who this supervisor is and whom it dials (TOML, written by a driver).
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
+    /// This is the first process of a microVM, and standard input is the port to its holder.
+    #[arg(long, hide = true)]
+    pub machine: bool,
     /// What else than running.
     #[command(subcommand)]
     pub command: Option<SupervisorCommand>,
@@ -41,6 +45,9 @@ pub enum SupervisorCommand {
         #[arg(long)]
         attached: bool,
     },
+    /// Sets up the microVM that this is the first process of, and becomes its supervisor.
+    #[command(hide = true)]
+    Machine,
 }
 
 /// Answers as a probe's child, if this process was started as one. To be called first in `main`: a child that
@@ -68,6 +75,9 @@ pub(crate) fn probe_command() -> Vec<OsString> {
 /// Does what the arguments say, to the end of the process. Makes its own runtime, so call it outside of any.
 #[must_use]
 pub fn run(args: SupervisorArgs) -> ExitCode {
+    if let Some(SupervisorCommand::Machine) = args.command {
+        return machine();
+    }
     let Some(path) = args.config else {
         let _ = writeln!(
             io::stderr(),
@@ -86,9 +96,10 @@ pub fn run(args: SupervisorArgs) -> ExitCode {
     };
     match args.command {
         Some(SupervisorCommand::Healthcheck { attached }) => healthcheck(&config, attached),
+        Some(SupervisorCommand::Machine) => machine(),
         None => {
             logs::start(&config.log);
-            match supervise::run(config) {
+            match supervise::run(config, args.machine) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     tracing::error!("{error}");
@@ -97,6 +108,17 @@ pub fn run(args: SupervisorArgs) -> ExitCode {
             }
         }
     }
+}
+
+fn machine() -> ExitCode {
+    logs::start("info");
+    if std::process::id() != 1 {
+        tracing::error!("`machine` is for the first process of a microVM: it would set up this machine anew");
+        return ExitCode::from(2);
+    }
+    let error = init::machine::become_supervisor();
+    tracing::error!("{error}");
+    ExitCode::FAILURE
 }
 
 fn healthcheck(config: &SupervisorConfig, attached: bool) -> ExitCode {

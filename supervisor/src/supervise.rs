@@ -6,12 +6,16 @@
 //!          ─▶ Leaving, close SUPERVISOR_STOPPING ─▶ exit 0
 //! ```
 //!
-//! A gateway that is away is no reason to end. A second signal is: then nothing is waited for any more.
+//! A gateway that is away is no reason to end. A second signal is: then nothing is waited for any more. The first process
+//! of a microVM is asked through a port instead of by SIGTERM, and ends with the machine.
 
 use std::{ffi::OsString, fs, io, sync::Arc, time::Duration};
 
 use holdfast_wire::{bootstrap::SupervisorConfig, ids::Instance, limits, timing};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -22,7 +26,10 @@ use crate::{
     },
     files::Files,
     identity::{Identity, IdentityError},
-    init::{self, Children, MountProcError},
+    init::{
+        self, Children, MountProcError,
+        machine::{self, Port, PortError},
+    },
     link::{Link, Seams, Target},
     lock::{InstanceLock, LockError},
     probe::Prober,
@@ -63,10 +70,12 @@ pub(crate) enum RunError {
     Signals(io::Error),
     #[error(transparent)]
     Execs(#[from] ExecsError),
+    #[error(transparent)]
+    Port(#[from] PortError),
 }
 
-/// Runs until a signal stops it.
-pub(crate) fn run(config: SupervisorConfig) -> Result<(), RunError> {
+/// Runs until a signal stops it, or the holder of its microVM.
+pub(crate) fn run(config: SupervisorConfig, machine: bool) -> Result<(), RunError> {
     tracing::info!(
         version = holdfast_wire::VERSION,
         sandbox = %config.sandbox_id,
@@ -75,6 +84,18 @@ pub(crate) fn run(config: SupervisorConfig) -> Result<(), RunError> {
         init = config.init,
         "the supervisor starts"
     );
+    let mut port = machine.then(Port::inherited).transpose()?;
+    let outcome = run_to_the_end(config, port.as_ref());
+    if let Some(port) = &mut port {
+        match &outcome {
+            Ok(()) => machine::stop(port),
+            Err(error) => machine::give_up(port, error),
+        }
+    }
+    outcome
+}
+
+fn run_to_the_end(config: SupervisorConfig, port: Option<&Port>) -> Result<(), RunError> {
     if config.init && config.mount_proc {
         init::mount_proc()?;
     }
@@ -88,7 +109,8 @@ pub(crate) fn run(config: SupervisorConfig) -> Result<(), RunError> {
         .enable_all()
         .build()
         .map_err(RunError::Runtime)?;
-    let outcome = runtime.block_on(supervise(config, identity, probe));
+    let asked = port.map(Port::stop_asked).transpose().map_err(RunError::Signals)?;
+    let outcome = runtime.block_on(supervise(config, identity, probe, asked));
     // A thread that hangs in a dead mount cannot be waited for.
     runtime.shutdown_timeout(STOP_WAIT);
     outcome
@@ -98,9 +120,10 @@ async fn supervise(
     config: SupervisorConfig,
     identity: Identity,
     probe: Vec<OsString>,
+    asked: Option<oneshot::Receiver<()>>,
 ) -> Result<(), RunError> {
     // First of all: as the first process of a namespace, a signal without a handler would be lost.
-    let mut signals = Signals::listen().map_err(RunError::Signals)?;
+    let mut signals = Signals::listen(asked).map_err(RunError::Signals)?;
     let (token, tasks, children) = (CancellationToken::new(), TaskTracker::new(), Children::default());
     if config.init {
         let (children, token) = (children.clone(), token.child_token());
@@ -194,14 +217,17 @@ struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    /// Of the holder of this microVM.
+    asked: Option<oneshot::Receiver<()>>,
 }
 
 impl Signals {
-    fn listen() -> io::Result<Self> {
+    fn listen(asked: Option<oneshot::Receiver<()>>) -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            asked,
         })
     }
 
@@ -210,8 +236,21 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.hangup.recv() => "SIGHUP",
+            () = asked(&mut self.asked) => "its machine's holder",
         }
     }
+}
+
+/// Once: after that, and where nobody can ask, never.
+async fn asked(asked: &mut Option<oneshot::Receiver<()>>) {
+    if let Some(receiver) = asked {
+        let answer = receiver.await;
+        *asked = None;
+        if answer.is_ok() {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 #[cfg(test)]

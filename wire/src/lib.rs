@@ -17,6 +17,7 @@
 //! - [`close`]: the codes that say who ended a stream or connection, and whether to come back
 //! - [`timing`], [`limits`]: numbers, each with its reason
 //! - [`transport`]: the one room that knows quinn
+//! - [`machine`]: what a microVM's first process reads
 //! - [`ids`], [`bootstrap`], [`spec`], [`reason`]: names, the supervisor's file, checking an exec's spec, error reasons
 
 pub mod bootstrap;
@@ -25,6 +26,7 @@ pub mod files;
 pub mod frame;
 pub mod ids;
 pub mod limits;
+pub mod machine;
 pub mod message;
 pub mod reason;
 pub mod spec;
@@ -78,6 +80,8 @@ impl std::fmt::Debug for api::SandboxSpec {
             .field("mounts", &self.mounts)
             .field("network", &self.network)
             .field("read_only_root", &self.read_only_root)
+            .field("rootfs", &self.rootfs)
+            .field("egress", &self.egress)
             .finish()
     }
 }

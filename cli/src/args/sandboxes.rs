@@ -13,6 +13,12 @@ pub(crate) struct Making {
     /// The image, for drivers that have images
     #[arg(long)]
     pub(crate) image: Option<String>,
+    /// The root file system, for the vm driver: a directory or an archive, by its absolute path at the gateway
+    #[arg(long, value_name = "DIR|ARCHIVE")]
+    pub(crate) rootfs: Option<String>,
+    /// What it may reach beside its gateway, for the vm driver: none or internet [default: none]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) egress: Option<String>,
     /// A label; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = values::label)]
     pub(crate) labels: Vec<(String, String)>,

@@ -95,6 +95,8 @@ pub(super) fn spec_of(
         mounts: making.mounts,
         network: making.network.unwrap_or_default(),
         read_only_root: making.read_only,
+        rootfs: making.rootfs.unwrap_or_default(),
+        egress: making.egress.unwrap_or_default(),
         ttl: span(making.ttl, "--ttl")?,
         ..SandboxSpec::default()
     })

@@ -108,6 +108,8 @@ pub fn sample_spec(sandbox: SandboxId) -> WorkloadSpec {
         name: "conformance".to_owned(),
         generation: Generation(1),
         image: None,
+        rootfs: None,
+        egress: None,
         resources: Resources::default(),
         env: Env::from_iter([("HELD", "fast")]),
         user: None,

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A directory, opened.
 #[derive(Debug)]
-pub(super) struct Dir {
+pub(crate) struct Dir {
     path: PathBuf,
     fd: OwnedFd,
 }
@@ -30,24 +30,24 @@ const DIRECTORY: OFlags =
 
 impl Dir {
     /// Opens a directory by its whole path, whose last part must not be a link.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let fd = fs::openat(CWD, path, DIRECTORY, Mode::empty())?;
         Ok(Self { path: path.to_owned(), fd })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Opens a directory in this one.
-    pub(super) fn dir(&self, name: &str) -> io::Result<Self> {
+    pub(crate) fn dir(&self, name: &str) -> io::Result<Self> {
         let fd = fs::openat(&self.fd, name, DIRECTORY, Mode::empty())
             .map_err(|errno| self.explain(name, errno))?;
         Ok(Self { path: self.path.join(name), fd })
     }
 
     /// Opens a directory in this one, and makes it (mode 0700) where there is none.
-    pub(super) fn make_dir(&self, name: &str) -> io::Result<Self> {
+    pub(crate) fn make_dir(&self, name: &str) -> io::Result<Self> {
         match fs::mkdirat(&self.fd, name, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => self.dir(name),
             Err(errno) => Err(self.explain(name, errno)),
@@ -55,7 +55,7 @@ impl Dir {
     }
 
     /// Whether there is anything of this name, and whether it is a directory. Links are not followed.
-    pub(super) fn kind(&self, name: &str) -> io::Result<Option<FileType>> {
+    pub(crate) fn kind(&self, name: &str) -> io::Result<Option<FileType>> {
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
             Err(Errno::NOENT) => Ok(None),
@@ -64,7 +64,7 @@ impl Dir {
     }
 
     /// Reads a whole file of at most `limit` bytes.
-    pub(super) fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+    pub(crate) fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
         let mut content = Vec::new();
         let file = self.open_file(name, OFlags::RDONLY, 0)?;
         file.take(limit + 1).read_to_end(&mut content)?;
@@ -75,7 +75,7 @@ impl Dir {
     }
 
     /// Writes a file of this mode, whole or not at all, over whatever had the name.
-    pub(super) fn write(&self, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
         let new = format!("{name}.new");
         match fs::unlinkat(&self.fd, &*new, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -90,7 +90,7 @@ impl Dir {
     }
 
     /// Opens a file in this directory. What is no plain file, such as a pipe put there to make us wait, is refused.
-    pub(super) fn open_file(&self, name: &str, flags: OFlags, mode: u32) -> io::Result<File> {
+    pub(crate) fn open_file(&self, name: &str, flags: OFlags, mode: u32) -> io::Result<File> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))
             .map_err(|errno| self.explain(name, errno))?;
@@ -103,12 +103,12 @@ impl Dir {
     }
 
     /// Moves what has this name, whatever it is, into `to`. A link is moved, not followed.
-    pub(super) fn move_into(&self, name: &str, to: &Self, new_name: &str) -> io::Result<()> {
+    pub(crate) fn move_into(&self, name: &str, to: &Self, new_name: &str) -> io::Result<()> {
         fs::renameat(&self.fd, name, &to.fd, new_name).map_err(|errno| self.explain(name, errno))
     }
 
     /// Removes an empty directory.
-    pub(super) fn remove_dir(&self, name: &str) -> io::Result<()> {
+    pub(crate) fn remove_dir(&self, name: &str) -> io::Result<()> {
         match fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(self.explain(name, errno)),
@@ -116,7 +116,7 @@ impl Dir {
     }
 
     /// The names in this directory.
-    pub(super) fn names(&self) -> io::Result<Vec<CString>> {
+    pub(crate) fn names(&self) -> io::Result<Vec<CString>> {
         Ok(entries(&self.fd)?.into_iter().map(|(name, _)| name).collect())
     }
 
@@ -143,7 +143,7 @@ impl Dir {
 /// Sub-directories are moved up into `trash` before they are emptied, so that depth costs nothing: no recursion,
 /// and two descriptors in all. As a mount point cannot be moved, nothing of another file system is ever reached.
 /// After an error or a crash, emptying again carries on.
-pub(super) fn empty(trash: &Dir, stop: &CancellationToken) -> io::Result<()> {
+pub(crate) fn empty(trash: &Dir, stop: &CancellationToken) -> io::Result<()> {
     let mut doomed: Vec<CString> = trash.names()?;
     let mut next =
         1 + doomed.iter().filter_map(|name| name.to_str().ok()?.parse::<u64>().ok()).max().unwrap_or(0);

@@ -17,7 +17,7 @@
 use std::{ffi::OsString, io, os::fd::OwnedFd};
 
 use holdfast_wire::{
-    bootstrap::{GatewayAddress, IdentityFiles, SupervisorConfig},
+    bootstrap::{GatewayAddress, IdentityFiles, SpoolLimits, SupervisorConfig},
     ids::SandboxId,
 };
 use jiff::Timestamp;
@@ -25,14 +25,15 @@ use rustix::fs::FileType;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared, console,
+    LocalConfig, Namespaces, Shared, console,
     files::{self, Dir},
+    kind::Kind,
     process::ProcessId,
     record::{Record, Running, Stage},
     spawn::{self, Launch},
     tree::{DIR_MARK, SANDBOX_MARK},
 };
-use crate::WorkloadSpec;
+use crate::{Capabilities, DriverError, Isolation, WorkloadSpec};
 
 pub(super) const TRASH: &str = ".trash";
 const WORKSPACE: &str = "workspace";
@@ -45,24 +46,32 @@ const INHERITED: [&str; 7] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "R
 /// Where programs are when the gateway itself was not told.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The record, if one could be written, and the supervisor's process.
-type Made = (Option<Record>, io::Result<(ProcessId, OwnedFd)>);
+/// The record, if one could be written, and the first process.
+type Made = (Option<Record>, Result<(ProcessId, OwnedFd), DriverError>);
 
-/// Lays out the files and starts the supervisor; the record says how far it came. For blocking threads.
+/// Lays out the files and starts the first process; the record says how far it came. For blocking threads.
 pub(super) fn make(shared: &Shared, spec: &WorkloadSpec, mut record: Record) -> Made {
-    let prepared = prepare(&shared.root, spec.sandbox, record.has_workspace).and_then(|dir| {
+    let failed =
+        |error| DriverError::io(format!("making {} generation {}", spec.sandbox, spec.generation), error);
+    let prepared = shared.root.make_dir(&spec.sandbox.to_string()).and_then(|dir| {
+        shared.kind.prepare(spec, &dir, record.has_workspace)?;
         record.has_workspace = true;
         record.write(&dir).map(|()| dir)
     });
     let dir = match prepared {
         Ok(dir) => dir,
-        Err(error) => return (None, Err(error)),
+        Err(error) => return (None, Err(failed(error))),
     };
-    let started = launch(shared, spec, &dir).and_then(spawn::spawn);
+    let mark = (spec.sandbox, dir.path().to_owned());
+    let started = shared.kind.lay_out(spec, &dir).and_then(|mut launch| {
+        launch.env.push((SANDBOX_MARK.into(), mark.0.to_string().into()));
+        launch.env.push((DIR_MARK.into(), mark.1.into_os_string()));
+        spawn::spawn(launch, shared.kind.namespaces(), &shared.boot).map_err(failed)
+    });
     record.stage = match &started {
         Ok((process, _)) => Stage::Running(Running {
             process: process.clone(),
-            namespaces: shared.namespaces,
+            namespaces: shared.kind.namespaces(),
             since: Timestamp::now(),
             stop_asked: false,
             paused: None,
@@ -76,63 +85,165 @@ pub(super) fn make(shared: &Shared, spec: &WorkloadSpec, mut record: Record) -> 
     (Some(record), started)
 }
 
-/// Makes the directories that are not there yet. A workspace that was there before is not made anew: an empty one
-/// under the old name would pass for it.
-fn prepare(root: &Dir, sandbox: SandboxId, has_workspace: bool) -> io::Result<Dir> {
-    let dir = root.make_dir(&sandbox.to_string())?;
-    if has_workspace {
-        dir.dir(WORKSPACE).map_err(|error| {
-            let message = format!("the workspace is gone: {error}; put it back, then start the sandbox");
-            io::Error::new(error.kind(), message)
-        })?;
-    }
-    for name in [WORKSPACE, STATE, IDENTITY] {
-        dir.make_dir(name)?;
-    }
-    Ok(dir)
+/// The local driver's workloads: supervisors on this machine.
+#[derive(Debug)]
+pub(super) struct Supervisors {
+    command: Vec<OsString>,
+    /// Why there are no namespaces.
+    no_namespaces: Option<String>,
+    console_bytes: u64,
+    spool: SpoolLimits,
+    log: String,
 }
 
-/// Writes the supervisor's files, and says how it is started.
-fn launch(shared: &Shared, spec: &WorkloadSpec, dir: &Dir) -> io::Result<Launch> {
-    let identity = dir.dir(IDENTITY)?;
-    let bootstrap = &spec.bootstrap;
-    identity.write("cert.pem", 0o400, bootstrap.cert_chain_pem.as_bytes())?;
-    identity.write("key.pem", 0o400, bootstrap.key_pem.expose().as_bytes())?;
-    identity.write("ca.pem", 0o400, bootstrap.ca_pem.as_bytes())?;
+impl Supervisors {
+    pub(super) fn new(config: &LocalConfig) -> Result<Self, DriverError> {
+        let command = spawn::resolve(&config.supervisor_command)
+            .map_err(|message| DriverError::invalid("supervisor_command", message))?;
+        let no_namespaces = match config.namespaces {
+            Namespaces::Never => Some("namespaces are switched off".to_owned()),
+            Namespaces::Auto | Namespaces::Require => {
+                spawn::may_leave_namespaces().err().map(|error| format!("no namespaces: {error}"))
+            }
+        };
+        if let (Namespaces::Require, Some(why)) = (config.namespaces, &no_namespaces) {
+            return Err(DriverError::invalid(
+                "namespaces",
+                format!("are required, and not permitted here: {why}"),
+            ));
+        }
+        Ok(Self {
+            command,
+            no_namespaces,
+            console_bytes: config.console_bytes,
+            spool: config.spool,
+            log: config.log.clone(),
+        })
+    }
 
-    let config = SupervisorConfig {
-        sandbox_id: spec.sandbox,
-        workload_generation: spec.generation,
-        state_dir: dir.path().join(STATE),
-        workspace: dir.path().join(WORKSPACE),
-        init: shared.namespaces,
-        mount_proc: shared.namespaces,
-        default_user: None,
-        gateway: GatewayAddress {
-            addresses: bootstrap.addresses.clone(),
-            server_name: bootstrap.server_name.clone(),
-        },
-        identity: IdentityFiles {
-            cert: identity.path().join("cert.pem"),
-            key: identity.path().join("key.pem"),
-            ca: identity.path().join("ca.pem"),
-        },
-        spool: shared.spool,
-        log: shared.log.clone(),
-    };
-    let text = config.to_toml().map_err(io::Error::other)?;
-    dir.write(CONFIG, 0o600, text.as_bytes())?;
+    /// Writes the supervisor's files, and says how it is started.
+    fn launch(&self, spec: &WorkloadSpec, dir: &Dir) -> io::Result<Launch> {
+        let identity = dir.dir(IDENTITY)?;
+        let bootstrap = &spec.bootstrap;
+        identity.write("cert.pem", 0o400, bootstrap.cert_chain_pem.as_bytes())?;
+        identity.write("key.pem", 0o400, bootstrap.key_pem.expose().as_bytes())?;
+        identity.write("ca.pem", 0o400, bootstrap.ca_pem.as_bytes())?;
 
-    console::keep_bounded(dir, shared.console_bytes)?;
-    let mut command = shared.command.clone();
-    command.extend(["--config".into(), dir.path().join(CONFIG).into_os_string()]);
-    Ok(Launch {
-        command,
-        env: environment(spec, dir),
-        console: console::open(dir)?,
-        namespaces: shared.namespaces,
-        boot: shared.boot.clone(),
-    })
+        let config = SupervisorConfig {
+            sandbox_id: spec.sandbox,
+            workload_generation: spec.generation,
+            state_dir: dir.path().join(STATE),
+            workspace: dir.path().join(WORKSPACE),
+            init: self.namespaces(),
+            mount_proc: self.namespaces(),
+            default_user: None,
+            gateway: GatewayAddress {
+                addresses: bootstrap.addresses.clone(),
+                server_name: bootstrap.server_name.clone(),
+            },
+            identity: IdentityFiles {
+                cert: identity.path().join("cert.pem"),
+                key: identity.path().join("key.pem"),
+                ca: identity.path().join("ca.pem"),
+            },
+            spool: self.spool,
+            log: self.log.clone(),
+        };
+        let text = config.to_toml().map_err(io::Error::other)?;
+        dir.write(CONFIG, 0o600, text.as_bytes())?;
+
+        console::keep_bounded(dir, self.console_bytes)?;
+        let mut command = self.command.clone();
+        command.extend(["--config".into(), dir.path().join(CONFIG).into_os_string()]);
+        Ok(Launch { command, env: environment(spec), console: console::open(dir)?, stdin: None })
+    }
+}
+
+impl Kind for Supervisors {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let (isolation, note) = match &self.no_namespaces {
+            None => (
+                Isolation::Processes,
+                "does not isolate: commands have their own process and mount tables, but the gateway's user, files, \
+                 network and kernel"
+                    .to_owned(),
+            ),
+            Some(why) => (
+                Isolation::None,
+                format!("does not isolate: commands are plain processes of the gateway's user ({why})"),
+            ),
+        };
+        Capabilities {
+            pause: true,
+            stop_start: true,
+            adoption: true,
+            logs: true,
+            images: false,
+            resources: false,
+            isolation,
+            isolation_note: note,
+        }
+    }
+
+    fn namespaces(&self) -> bool {
+        self.no_namespaces.is_none()
+    }
+
+    fn check(&self, spec: &WorkloadSpec) -> Result<(), DriverError> {
+        check(spec)
+    }
+
+    /// Makes the directories that are not there yet. A workspace that was there before is not made anew: an empty one
+    /// under the old name would pass for it.
+    fn prepare(&self, _: &WorkloadSpec, dir: &Dir, has_workspace: bool) -> io::Result<()> {
+        if has_workspace {
+            dir.dir(WORKSPACE).map_err(|error| {
+                let message = format!("the workspace is gone: {error}; put it back, then start the sandbox");
+                io::Error::new(error.kind(), message)
+            })?;
+        }
+        for name in [WORKSPACE, STATE, IDENTITY] {
+            dir.make_dir(name)?;
+        }
+        Ok(())
+    }
+
+    fn lay_out(&self, spec: &WorkloadSpec, dir: &Dir) -> Result<Launch, DriverError> {
+        self.launch(spec, dir).map_err(|error| DriverError::io(format!("laying out {}", spec.sandbox), error))
+    }
+}
+
+/// What this driver cannot make, beside what no driver can.
+fn check(spec: &WorkloadSpec) -> Result<(), DriverError> {
+    spec.check()?;
+    if let Some(field) = spec.first_of_an_image() {
+        return Err(DriverError::invalid(
+            field,
+            "the local driver runs no images, on the machine's own files and network: leave it out, or choose another driver",
+        ));
+    }
+    for (field, asked) in [("rootfs", &spec.rootfs), ("egress", &spec.egress)] {
+        if asked.is_some() {
+            let message =
+                "the local driver's workloads have this machine's own: leave it out, or choose the vm driver";
+            return Err(DriverError::invalid(field, message));
+        }
+    }
+    if spec.user.is_some() {
+        let message = "the local driver runs workloads as the gateway's own user: leave it out, and name a user with each exec";
+        return Err(DriverError::invalid("user", message));
+    }
+    match spec.resources.first_set() {
+        Some(field) => Err(DriverError::invalid(
+            field,
+            "the local driver enforces no limits: leave it out, or choose another driver",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Ends with nothing of the sandbox under the root. Whatever has its name is moved away first, so that a removal
@@ -183,12 +294,10 @@ fn ids(dir: &Dir) -> io::Result<Vec<SandboxId>> {
     Ok(dir.names()?.iter().filter_map(name_of).collect())
 }
 
-fn environment(spec: &WorkloadSpec, dir: &Dir) -> Vec<(OsString, OsString)> {
+fn environment(spec: &WorkloadSpec) -> Vec<(OsString, OsString)> {
     let mut env: Vec<(OsString, OsString)> = vec![("PATH".into(), DEFAULT_PATH.into())];
     env.extend(INHERITED.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))));
     // Later ones win.
     env.extend(spec.env.0.iter().map(|(name, value)| (name.into(), value.into())));
-    env.push((SANDBOX_MARK.into(), spec.sandbox.to_string().into()));
-    env.push((DIR_MARK.into(), dir.path().as_os_str().to_owned()));
     env
 }

@@ -14,17 +14,21 @@
 //! Supervisors outlive the gateway. The next one finds them by `workload.json` (PID, start time, boot), takes
 //! hold of them by pidfd, and goes on. A lock on the root keeps two gateways from one root; two roots side by side
 //! share nothing.
+//!
+//! What a workload's first process is, and what its files are, is its [`kind::Kind`]'s to say: a supervisor here, a
+//! virtual machine's holder in `vm`. All the rest is the same.
 
 mod console;
-mod files;
+pub(crate) mod files;
+pub(crate) mod kind;
 mod layout;
 mod load;
 mod process;
 mod record;
-mod spawn;
+pub(crate) mod spawn;
 mod state;
 mod task;
-mod tree;
+pub(crate) mod tree;
 
 use std::{
     collections::HashMap,
@@ -49,11 +53,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     files::Dir,
+    kind::Kind,
+    layout::Supervisors,
     task::{Keeper, Reply, Request},
 };
 use crate::{
-    Capabilities, ComputeDriver, DriverError, Isolation, Observed, ObservedStream, Verb, Workload,
-    WorkloadSpec, board::Board,
+    Capabilities, ComputeDriver, DriverError, Observed, ObservedStream, Verb, Workload, WorkloadSpec,
+    board::Board,
 };
 
 /// How many verbs on one sandbox may wait for each other. A gateway has one writer a sandbox; more are a fault.
@@ -119,13 +125,8 @@ pub enum Namespaces {
 /// What keepers share.
 struct Shared {
     root: Dir,
-    command: Vec<OsString>,
-    namespaces: bool,
-    /// Why there are no namespaces.
-    no_namespaces: Option<String>,
+    kind: Box<dyn Kind>,
     console_bytes: u64,
-    spool: SpoolLimits,
-    log: String,
     boot: String,
     board: Board,
     keepers: Mutex<HashMap<SandboxId, mpsc::Sender<Request>>>,
@@ -139,7 +140,7 @@ impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
             .field("root", &self.root.path())
-            .field("namespaces", &self.namespaces)
+            .field("kind", &self.kind)
             .finish_non_exhaustive()
     }
 }
@@ -151,9 +152,26 @@ impl LocalDriver {
     /// `InvalidSpec` for a configuration that cannot be (its field is named); `Unavailable` while another
     /// gateway has the root; what the system says of the root.
     pub async fn open(config: LocalConfig) -> Result<Self, DriverError> {
-        let opened = spawn_blocking(move || Shared::open(config)).await;
+        Self::open_kind(move || {
+            let kind = Supervisors::new(&config)?;
+            if config.console_bytes < 4096 {
+                return Err(DriverError::invalid("console_bytes", "is less than 4096: nothing useful fits"));
+            }
+            Ok((config.root, config.console_bytes, Box::new(kind) as Box<dyn Kind>))
+        })
+        .await
+    }
+
+    /// Opens a driver whose workloads are of the kind that `make` gives, with their root and their console's bound.
+    pub(crate) async fn open_kind(
+        make: impl FnOnce() -> Result<(PathBuf, u64, Box<dyn Kind>), DriverError> + Send + 'static,
+    ) -> Result<Self, DriverError> {
+        let opened = spawn_blocking(move || {
+            let (root, console_bytes, kind) = make()?;
+            Shared::open(&root, console_bytes, kind)
+        });
         let (shared, there, removed) =
-            opened.map_err(|panic| DriverError::internal("opening the local driver", panic))??;
+            opened.await.map_err(|panic| DriverError::internal("opening the driver", panic))??;
         let shared = Arc::new(shared);
         for sandbox in removed.into_iter().filter(|sandbox| !there.contains(sandbox)) {
             // Goes on removing, and retires; nobody waits for that.
@@ -193,42 +211,21 @@ impl LocalDriver {
 #[async_trait]
 impl ComputeDriver for LocalDriver {
     fn name(&self) -> &'static str {
-        "local"
+        self.shared.kind.name()
     }
 
     fn capabilities(&self) -> Capabilities {
-        let (isolation, note) = match &self.shared.no_namespaces {
-            None => (
-                Isolation::Processes,
-                "does not isolate: commands have their own process and mount tables, but the gateway's user, files, \
-                 network and kernel"
-                    .to_owned(),
-            ),
-            Some(why) => (
-                Isolation::None,
-                format!("does not isolate: commands are plain processes of the gateway's user ({why})"),
-            ),
-        };
-        Capabilities {
-            pause: true,
-            stop_start: true,
-            adoption: true,
-            logs: true,
-            images: false,
-            resources: false,
-            isolation,
-            isolation_note: note,
-        }
+        self.shared.kind.capabilities()
     }
 
     async fn validate(&self, spec: &WorkloadSpec) -> Result<(), DriverError> {
         self.shared.is_open(Verb::Validate)?;
-        check(spec)
+        self.shared.kind.check(spec)
     }
 
     async fn ensure(&self, spec: &WorkloadSpec) -> Result<Workload, DriverError> {
         self.shared.is_open(Verb::Ensure)?;
-        check(spec)?;
+        self.shared.kind.check(spec)?;
         let spec = Box::new(spec.clone());
         self.call(Verb::Ensure, spec.sandbox, |reply| Request::Ensure(spec, reply)).await
     }
@@ -298,38 +295,21 @@ impl Drop for LocalDriver {
 }
 
 impl Shared {
-    fn open(config: LocalConfig) -> Result<(Self, Vec<SandboxId>, Vec<SandboxId>), DriverError> {
-        let command = spawn::resolve(&config.supervisor_command)
-            .map_err(|message| DriverError::invalid("supervisor_command", message))?;
-        if config.console_bytes < 4096 {
-            return Err(DriverError::invalid("console_bytes", "is less than 4096: nothing useful fits"));
-        }
-        let root = open_root(&config.root)?;
+    fn open(
+        root: &Path,
+        console_bytes: u64,
+        kind: Box<dyn Kind>,
+    ) -> Result<(Self, Vec<SandboxId>, Vec<SandboxId>), DriverError> {
+        let root = open_root(root)?;
         let lock = lock(&root)?;
-        let no_namespaces = match config.namespaces {
-            Namespaces::Never => Some("namespaces are switched off".to_owned()),
-            Namespaces::Auto | Namespaces::Require => {
-                spawn::may_leave_namespaces().err().map(|error| format!("no namespaces: {error}"))
-            }
-        };
-        if let (Namespaces::Require, Some(why)) = (config.namespaces, &no_namespaces) {
-            return Err(DriverError::invalid(
-                "namespaces",
-                format!("are required, and not permitted here: {why}"),
-            ));
-        }
         let failed = |attempted: &str, error: io::Error| DriverError::io(attempted.to_owned(), error);
         let boot = process::boot_id().map_err(|error| failed("reading the boot id", error))?;
         let (there, removed) =
-            layout::sandboxes(&root).map_err(|error| failed("reading the local driver's root", error))?;
+            layout::sandboxes(&root).map_err(|error| failed("reading the driver's root", error))?;
         let shared = Self {
             root,
-            command,
-            namespaces: no_namespaces.is_none(),
-            no_namespaces,
-            console_bytes: config.console_bytes,
-            spool: config.spool,
-            log: config.log,
+            kind,
+            console_bytes,
             boot,
             board: Board::default(),
             keepers: Mutex::default(),
@@ -389,35 +369,13 @@ impl Shared {
     }
 }
 
-/// What this driver cannot make, beside what no driver can.
-fn check(spec: &WorkloadSpec) -> Result<(), DriverError> {
-    spec.check()?;
-    if let Some(field) = spec.first_of_an_image() {
-        return Err(DriverError::invalid(
-            field,
-            "the local driver runs no images, on the machine's own files and network: leave it out, or choose another driver",
-        ));
-    }
-    if spec.user.is_some() {
-        let message = "the local driver runs workloads as the gateway's own user: leave it out, and name a user with each exec";
-        return Err(DriverError::invalid("user", message));
-    }
-    match spec.resources.first_set() {
-        Some(field) => Err(DriverError::invalid(
-            field,
-            "the local driver enforces no limits: leave it out, or choose another driver",
-        )),
-        None => Ok(()),
-    }
-}
-
 fn closed(verb: Verb) -> DriverError {
-    DriverError::unavailable(verb.to_string(), "the local driver is closed")
+    DriverError::unavailable(verb.to_string(), "the driver is closed")
 }
 
 fn open_root(path: &Path) -> Result<Dir, DriverError> {
     use std::os::unix::{ffi::OsStrExt, fs::DirBuilderExt};
-    let attempted = || format!("opening the local driver's root {}", path.display());
+    let attempted = || format!("opening the driver's root {}", path.display());
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -432,7 +390,7 @@ fn open_root(path: &Path) -> Result<Dir, DriverError> {
 }
 
 fn lock(root: &Dir) -> Result<std::fs::File, DriverError> {
-    let attempted = || format!("locking the local driver's root {}", root.path().display());
+    let attempted = || format!("locking the driver's root {}", root.path().display());
     let flags = OFlags::RDWR | OFlags::CREATE;
     let file = root
         .open_file(".lock", flags, Mode::RUSR.union(Mode::WUSR).bits())

@@ -13,7 +13,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io,
+    io::{self, Write},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -28,25 +28,26 @@ use super::process::{self, ProcessId};
 
 /// What to start.
 #[derive(Debug)]
-pub(super) struct Launch {
+pub(crate) struct Launch {
     /// The program, and its arguments.
-    pub(super) command: Vec<OsString>,
+    pub(crate) command: Vec<OsString>,
     /// The whole environment.
-    pub(super) env: Vec<(OsString, OsString)>,
+    pub(crate) env: Vec<(OsString, OsString)>,
     /// Takes its output and its errors.
-    pub(super) console: File,
-    pub(super) namespaces: bool,
-    pub(super) boot: String,
+    pub(crate) console: File,
+    /// What it reads from its standard input; `None`: nothing is there.
+    pub(crate) stdin: Option<Vec<u8>>,
 }
 
 /// Starts a supervisor. For blocking threads.
-pub(super) fn spawn(launch: Launch) -> io::Result<(ProcessId, OwnedFd)> {
+pub(super) fn spawn(launch: Launch, namespaces: bool, boot: &str) -> io::Result<(ProcessId, OwnedFd)> {
     // Or what the gateway was given by its parent stays open for as long as a supervisor lives: a pipe, whose
     // reader then waits for ever. Nothing in this process wants to hand a descriptor on by leaving it open.
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
-    let boot = launch.boot.clone();
+    let mut stdin = launch.stdin;
+    let piped = stdin.is_some();
     let mut child = on_its_own_thread(move || {
-        if launch.namespaces {
+        if namespaces {
             leave_namespaces()?;
         }
         let (program, arguments) = launch.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
@@ -56,14 +57,18 @@ pub(super) fn spawn(launch: Launch) -> io::Result<(ProcessId, OwnedFd)> {
             .env_clear()
             .envs(launch.env)
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(if piped { Stdio::piped() } else { Stdio::null() })
             .stdout(launch.console.try_clone()?)
             .stderr(launch.console);
         CommandWrap::from(command).wrap(ProcessSession).spawn()
     })?;
     // Not on that thread: it shares the child's mounts, and with them the child's own new /proc.
     // Dropping a `Child` neither ends nor reaps it: the keeper does that, by pidfd.
-    process::hold_child(child.id(), &boot).inspect_err(|_| {
+    let told = match (stdin.take(), child.stdin().take()) {
+        (Some(text), Some(mut pipe)) => pipe.write_all(&text),
+        _ => Ok(()),
+    };
+    told.and_then(|()| process::hold_child(child.id(), boot)).inspect_err(|_| {
         // Out of descriptors, most likely. A supervisor that cannot be held must not stay.
         let _ = child.kill();
     })

@@ -229,7 +229,7 @@ impl Keeper {
             // What there was before stays as it was.
             (None, _) => {}
         }
-        let started = started.map_err(|error| self.not_made(DriverError::io(attempted(), error)))?;
+        let started = started.map_err(|error| self.not_made(error))?;
         match Process::hold(started.0, started.1) {
             Ok(process) => {
                 tracing::info!(sandbox = %self.sandbox, generation = %spec.generation, pid = process.id.pid, "workload started");
@@ -510,7 +510,11 @@ impl Keeper {
                 self.shared.board.take(self.sandbox);
                 return None;
             }
-            Kept::Workload(record) => state::level(record, self.seen()),
+            Kept::Workload(record) => {
+                let mut level = state::level(record, self.seen());
+                self.shared.kind.describe(&self.shared.dir_of(self.sandbox), &mut level);
+                level
+            }
             Kept::Bare => self.failed("StartFailed", "making it was given up before it had a record"),
             Kept::Strange(message) => self.failed("RecordUnreadable", message),
             Kept::HalfRemoved => self.failed("RemovalIncomplete", "deleting it again carries on"),

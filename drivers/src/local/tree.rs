@@ -31,9 +31,9 @@ use super::{
 };
 
 /// The variables that mark a supervisor and, as they inherit it, its commands.
-pub(super) const SANDBOX_MARK: &str = "HOLDFAST_SANDBOX_ID";
+pub(crate) const SANDBOX_MARK: &str = "HOLDFAST_SANDBOX_ID";
 /// Tells workloads of the same sandbox apart that live in two data directories, one a copy of the other.
-pub(super) const DIR_MARK: &str = "HOLDFAST_WORKLOAD_DIR";
+pub(crate) const DIR_MARK: &str = "HOLDFAST_WORKLOAD_DIR";
 
 /// How long all processes may take to stop. A signal reaches a process within microseconds, unless the machine
 /// is badly overloaded.

@@ -33,6 +33,10 @@ const DELETE: Duration = Duration::from_secs(120);
 
 /// The longest image reference, in bytes. Registries allow 255 for a name and 128 for a tag.
 const MAX_IMAGE: usize = 1024;
+/// The longest path: that of Linux.
+const MAX_PATH: usize = 4096;
+/// The longest name of a choice.
+const MAX_WORD: usize = 64;
 
 /// What a sandbox asks of the driver; one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,6 +219,8 @@ fn workload(
         ("image", &spec.image, MAX_IMAGE),
         ("user", &spec.user, limits::MAX_USER),
         ("network", &spec.network, MAX_NETWORK_BYTES),
+        ("rootfs", &spec.rootfs, MAX_PATH),
+        ("egress", &spec.egress, MAX_WORD),
     ] {
         if text.len() > most {
             return Err(CallError::invalid(
@@ -229,6 +235,8 @@ fn workload(
         name: record.name.clone(),
         generation,
         image: text(&spec.image),
+        rootfs: text(&spec.rootfs),
+        egress: text(&spec.egress),
         resources: resources(spec.resources.as_ref())?,
         env: Env::from_iter(spec.env.iter().map(|(name, value)| (name.clone(), value.clone()))),
         user: text(&spec.user),

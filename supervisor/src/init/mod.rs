@@ -5,6 +5,7 @@
 //! for those that it started, and each exit status can be collected once.
 
 mod children;
+pub mod machine;
 mod proc;
 mod reap;
 

@@ -1,0 +1,108 @@
+//! gvproxy: started, connected to, and watched.
+//!
+//! It listens on one Unix socket in the workload's directory and on nothing else: no forwards, no ssh port, no services.
+//! The socket's name is short however deep the directory lies, because both ends reach it by `/proc/self/cwd`.
+
+use std::{
+    io,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use holdfast_drivers::vm::{launch::Launch, log::BoundedLog};
+use tokio::{
+    net::UnixStream,
+    process::{Child, Command},
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use super::{own_program, pump};
+
+const SOCKET: &str = "net.sock";
+/// A Unix socket's path may have 107 bytes, and the workload's directory more.
+const SOCKET_BY_CWD: &str = "/proc/self/cwd/net.sock";
+/// It listens within milliseconds; an emulated processor on a loaded machine takes seconds to start a Go program.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks for the socket. gvproxy announces it only in its log.
+const LISTEN_PAUSE: Duration = Duration::from_millis(10);
+/// What gvproxy may say: a line for each thing that it could not deliver.
+const LOG_BYTES: u64 = 256 * 1024;
+
+/// A machine's network.
+#[derive(Debug)]
+pub(super) struct Network {
+    child: Child,
+    /// The frames, until the relay takes them.
+    pub(super) frames: Option<UnixStream>,
+    _log: JoinSet<()>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NetworkError {
+    #[error("starting gvproxy ({path}): {source}")]
+    Start { path: String, source: io::Error },
+    #[error("gvproxy ended at its start ({status}); see gvproxy.log")]
+    Ended { status: ExitStatus },
+    #[error("gvproxy does not listen after {LISTEN_PATIENCE:?}: {source}")]
+    Silent { source: io::Error },
+}
+
+impl Network {
+    pub(super) async fn start(launch: &Launch) -> Result<Self, NetworkError> {
+        let program = launch.gvproxy.to_path();
+        let failed = |source: io::Error| NetworkError::Start { path: program.display().to_string(), source };
+        let dir: PathBuf = launch.dir.to_path();
+        match std::fs::remove_file(dir.join(SOCKET)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let mut child = Command::new(own_program())
+            .arg("with-parent")
+            .arg(std::process::id().to_string())
+            .arg(&program)
+            .args(["-listen-qemu", &format!("unix://{SOCKET_BY_CWD}"), "-ssh-port", "-1"])
+            .env_clear()
+            .current_dir(&dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed)?;
+        let mut logs = JoinSet::new();
+        let log = BoundedLog::open(&dir, "gvproxy.log", LOG_BYTES).map_err(failed)?;
+        if let Some(stderr) = child.stderr.take() {
+            logs.spawn(pump::run(stderr, log));
+        }
+        // The holder's own directory, so that the short name leads to the socket for it, too.
+        std::env::set_current_dir(&dir).map_err(failed)?;
+        let deadline = Instant::now() + LISTEN_PATIENCE;
+        let frames = loop {
+            let source = match UnixStream::connect(SOCKET_BY_CWD).await {
+                Ok(frames) => break frames,
+                Err(source) => source,
+            };
+            if let Ok(Some(status)) = child.try_wait() {
+                return Err(NetworkError::Ended { status });
+            }
+            if Instant::now() >= deadline {
+                return Err(NetworkError::Silent { source });
+            }
+            sleep(LISTEN_PAUSE).await;
+        };
+        Ok(Self { child, frames: Some(frames), _log: logs })
+    }
+
+    /// Waits for gvproxy's end.
+    pub(super) async fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.wait().await.ok()
+    }
+
+    pub(super) async fn kill(&mut self) {
+        let _ = self.child.kill().await;
+        // Killed, it does not take its socket along.
+        let _ = std::fs::remove_file(SOCKET_BY_CWD);
+    }
+}

@@ -1,0 +1,279 @@
+//! Where a test of machines runs, and what it finds there.
+
+use std::{
+    ffi::OsString,
+    fs,
+    future::Future,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use holdfast_tests::harness::{Cli, Cluster, Finished};
+
+use super::HOLDFAST;
+
+/// Set inside the test host: the test is where it can run.
+const HERE: &str = "HOLDFAST_VM_HERE";
+/// A command against a machine under two layers of emulation, on a loaded machine.
+pub(super) const PATIENCE: Duration = Duration::from_secs(240);
+/// For the whole test, in the test host: below nextest's own limit.
+const TEST_HOST_SECONDS: &str = "420";
+
+/// Whether this is not (yet) the test host.
+pub(super) fn is_outside() -> bool {
+    std::env::var_os(HERE).is_none()
+}
+
+/// Runs a test where machines can be made.
+pub(super) fn run<F>(name: &str, test: impl FnOnce(Parts) -> F)
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let parts = match Parts::find() {
+        Ok(parts) => parts,
+        Err(why) => {
+            eprintln!("skipped: {why}");
+            return;
+        }
+    };
+    if !is_outside() || kvm_works() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+        if let Err(error) = runtime.block_on(test(parts)) {
+            panic!("{error:?}");
+        }
+        return;
+    }
+    let kept = kept(name);
+    fs::create_dir_all(&kept).expect("a directory for what a failed test leaves");
+    let status = Command::new(repository().join("netem-scripts/test-host"))
+        .args(["run", "--modules", "net,vm", "--memory", "3072", "--timeout", TEST_HOST_SECONDS])
+        .arg("--mount")
+        .arg(&kept)
+        .args(["--env", &format!("{HERE}=1"), "--"])
+        .arg(std::env::current_exe().expect("this test's own path"))
+        .args(["--exact", name, "--nocapture"])
+        .status()
+        .expect("the test host's script");
+    assert!(status.success(), "in the test host: {status}; what it left is in {}", kept.display());
+    let _ = fs::remove_dir_all(kept);
+}
+
+fn kvm_works() -> bool {
+    let script = repository().join("netem-scripts/test-host");
+    Command::new(script).arg("kvm").status().is_ok_and(|status| status.success())
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository").to_owned()
+}
+
+fn kept(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name.replace("::", "-"))
+}
+
+/// What machines are made of.
+#[derive(Clone)]
+pub(super) struct Parts {
+    all: Vec<(&'static str, PathBuf)>,
+    busybox: PathBuf,
+}
+
+impl Parts {
+    fn find() -> Result<Self, String> {
+        // target/debug/deps/vm-…
+        let exe = std::env::current_exe().map_err(|error| error.to_string())?;
+        let built = exe.parent().and_then(Path::parent).ok_or("the test's binary is nowhere")?.to_owned();
+        let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+        let of_triple = built.parent().ok_or("no target directory")?.join(triple).join("debug");
+        let cache = std::env::var_os("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
+            .ok_or("there is no HOME")?
+            .join("holdfast/vm");
+        let all = vec![
+            ("holdfast-vmm", built.join("holdfast-vmm")),
+            ("holdfast-supervisor", of_triple.join("holdfast-supervisor")),
+            ("libkrunfw.so.5", cache.join("libkrunfw.so.5")),
+            ("gvproxy", cache.join("gvproxy")),
+        ];
+        for (name, path) in &all {
+            if !path.exists() {
+                return Err(format!(
+                    "there is no {name} ({}): .ci/test gets and builds all parts",
+                    path.display()
+                ));
+            }
+        }
+        let busybox =
+            ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|path| path.exists());
+        let busybox = busybox.ok_or("there is no busybox: apt-get install busybox-static")?;
+        Ok(Self { all, busybox })
+    }
+
+    /// A directory of links to all parts, but without the named one.
+    pub(super) fn lay_out(&self, dir: &Path, without: Option<&str>) -> anyhow::Result<()> {
+        fs::create_dir_all(dir)?;
+        for (name, path) in self.all.iter().filter(|(name, _)| Some(*name) != without) {
+            symlink(path, dir.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// A root file system of busybox alone.
+    pub(super) fn rootfs(&self, dir: &Path) -> anyhow::Result<()> {
+        for name in ["bin", "etc", "proc", "sys", "dev", "tmp", "root"] {
+            fs::create_dir_all(dir.join(name))?;
+        }
+        fs::copy(&self.busybox, dir.join("bin/busybox"))?;
+        let applets = Command::new(&self.busybox).arg("--list").output()?;
+        for applet in String::from_utf8(applets.stdout)?.lines().filter(|applet| *applet != "busybox") {
+            symlink("busybox", dir.join("bin").join(applet))?;
+        }
+        fs::write(dir.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
+        fs::write(dir.join("etc/group"), "root:x:0:\n")?;
+        Ok(())
+    }
+}
+
+/// A gateway with the vm driver.
+pub(super) struct Site {
+    pub(super) cluster: Cluster,
+    pub(super) images: PathBuf,
+    name: &'static str,
+    passed: bool,
+    // Dropped last.
+    _files: tempfile::TempDir,
+}
+
+impl Site {
+    pub(super) async fn start(name: &'static str, parts: &Parts) -> anyhow::Result<Self> {
+        let files = tempfile::Builder::new().prefix("holdfast-vm-").tempdir()?;
+        let (links, images, config) =
+            (files.path().join("parts"), files.path().join("images"), files.path().join("gateway.toml"));
+        parts.lay_out(&links, None)?;
+        parts.rootfs(&images.join("busybox"))?;
+        fs::write(
+            &config,
+            format!(
+                "driver = \"vm\"\nboot_deadline_seconds = 240\n[vm]\nrootfs_dirs = [{images:?}]\nparts_dir = {links:?}\n\
+                 boot_deadline_seconds = 240\n"
+            ),
+        )?;
+        let config = config.to_str().context("a path in UTF-8")?;
+        let cluster = Cluster::start_with(HOLDFAST, &["--config", config]).await?;
+        Ok(Self { cluster, images, name, passed: false, _files: files })
+    }
+
+    /// Creates a machine and waits until it is Ready.
+    pub(super) async fn create(&self, name: &str, more: &[&str]) -> anyhow::Result<Finished> {
+        let rootfs = self.images.join("busybox").into_os_string();
+        let mut words: Vec<OsString> =
+            vec!["create".into(), name.into(), "--rootfs".into(), rootfs, "--wait".into()];
+        words.extend(more.iter().map(OsString::from));
+        self.command(words).run().await?.success()
+    }
+
+    pub(super) fn command<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(&self, words: I) -> Cli {
+        self.cluster.command(words).patience(PATIENCE)
+    }
+
+    /// A shell line in a machine.
+    pub(super) async fn sh(&self, machine: &str, line: &str) -> anyhow::Result<Finished> {
+        self.command(["exec", machine, "--", "sh", "-c", line]).run().await
+    }
+
+    /// A sandbox as the API shows it.
+    pub(super) async fn get(&self, machine: &str) -> anyhow::Result<serde_json::Value> {
+        self.command(["get", machine, "-o", "json"]).run().await?.success()?.json()
+    }
+
+    /// A machine's directory at the driver.
+    pub(super) async fn dir(&self, machine: &str) -> anyhow::Result<PathBuf> {
+        let sandbox = self.get(machine).await?;
+        let id = sandbox["id"].as_str().context("an id")?;
+        Ok(self.cluster.data_dir().join("machines").join(id))
+    }
+
+    /// The holder's PID, from the driver's record.
+    pub(super) async fn holder(&self, machine: &str) -> anyhow::Result<i32> {
+        let record = fs::read(self.dir(machine).await?.join("workload.json"))?;
+        let record: serde_json::Value = serde_json::from_slice(&record)?;
+        let pid = record["stage"]["pid"].as_i64().or_else(|| record["stage"]["process"]["pid"].as_i64());
+        Ok(i32::try_from(pid.with_context(|| format!("a pid in {record}"))?)?)
+    }
+
+    /// All is well: nothing need be kept. Machines are removed, and leave nothing.
+    pub(super) async fn finish(mut self, machines: &[&str]) -> anyhow::Result<()> {
+        for machine in machines {
+            self.command(["delete", machine]).run().await?.success()?;
+        }
+        let left = fs::read_dir(self.cluster.data_dir().join("machines"))?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| !name.starts_with('.'))
+            .collect::<Vec<_>>();
+        ensure!(left.is_empty(), "left behind: {left:?}");
+        let processes = processes_below(&self.cluster.data_dir());
+        ensure!(processes.is_empty(), "processes left behind: {processes:?}");
+        self.passed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if self.passed {
+            return;
+        }
+        let data = self.cluster.data_dir();
+        let kept = kept(self.name);
+        let mut files = vec![data.with_extension("gateway.log")];
+        let machines = fs::read_dir(data.join("machines")).into_iter().flatten().flatten();
+        for machine in machines.filter(|entry| entry.path().is_dir()) {
+            for name in ["machine.json", "workload.json", "launcher.log", "gvproxy.log", "console.log"] {
+                files.push(machine.path().join(name));
+            }
+        }
+        for file in files.iter().filter(|file| file.exists()) {
+            let text = fs::read(file).unwrap_or_default();
+            eprintln!("==== {}\n{}", file.display(), String::from_utf8_lossy(&text));
+            if let Ok(below) = file.strip_prefix(data.parent().unwrap_or(&data)) {
+                let to = kept.join(below);
+                let _ = to.parent().map(fs::create_dir_all);
+                let _ = fs::write(to, &text);
+            }
+        }
+        eprintln!("==== kept in {}", kept.display());
+    }
+}
+
+/// Processes that carry the mark of a workload below `dir`.
+pub(super) fn processes_below(dir: &Path) -> Vec<String> {
+    let needle = format!("HOLDFAST_WORKLOAD_DIR={}", dir.display());
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            fs::read(entry.path().join("environ"))
+                .is_ok_and(|text| text.windows(needle.len()).any(|window| window == needle.as_bytes()))
+        })
+        .map(|entry| {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            format!("{} {}", entry.file_name().display(), String::from_utf8_lossy(&line).replace('\0', " "))
+        })
+        .collect()
+}
+
+/// The children of a process whose command line has `mark` in it.
+pub(super) fn child_of(parent: i32, mark: &str) -> anyhow::Result<i32> {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+    children
+        .split_ascii_whitespace()
+        .filter_map(|pid| pid.parse::<i32>().ok())
+        .find(|pid| {
+            fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(mark))
+        })
+        .with_context(|| format!("no child of {parent} with {mark:?} on its command line"))
+}
