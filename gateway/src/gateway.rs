@@ -353,7 +353,8 @@ async fn open_driver(config: &Config, listen: SocketAddr) -> Result<Arc<dyn Comp
                     boot_deadline: config.vm.boot_deadline.unwrap_or(defaults.boot_deadline),
                     ..defaults
                 })
-                .await?,
+                .await
+                .map_err(failed)?,
             ))
         }
         other => Err(StartError::UnknownDriver(other.to_owned())),

@@ -118,6 +118,7 @@ mod tests {
                 workspace: "/w".into(),
                 init: true,
                 mount_proc: false,
+                default_user: None,
                 gateway: GatewayAddress {
                     addresses: vec!["192.168.127.254:1".into()],
                     server_name: "g".into(),

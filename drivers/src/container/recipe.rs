@@ -51,6 +51,9 @@ const LEAST_CPU: u32 = 10;
 pub(super) fn check(shared: &Shared, spec: &WorkloadSpec) -> Result<(), DriverError> {
     spec.check()?;
     let invalid = |field: &str, message: &str| Err(DriverError::invalid(field, message));
+    if let Some(field) = spec.first_of_a_machine() {
+        return invalid(field, "is the vm driver's: leave it out, or choose that driver");
+    }
     if image(shared, spec).is_none() {
         return invalid(
             "image",

@@ -226,12 +226,10 @@ fn check(spec: &WorkloadSpec) -> Result<(), DriverError> {
             "the local driver runs no images, on the machine's own files and network: leave it out, or choose another driver",
         ));
     }
-    for (field, asked) in [("rootfs", &spec.rootfs), ("egress", &spec.egress)] {
-        if asked.is_some() {
-            let message =
-                "the local driver's workloads have this machine's own: leave it out, or choose the vm driver";
-            return Err(DriverError::invalid(field, message));
-        }
+    if let Some(field) = spec.first_of_a_machine() {
+        let message =
+            "the local driver's workloads have this machine's own: leave it out, or choose the vm driver";
+        return Err(DriverError::invalid(field, message));
     }
     if spec.user.is_some() {
         let message = "the local driver runs workloads as the gateway's own user: leave it out, and name a user with each exec";

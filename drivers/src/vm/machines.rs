@@ -136,6 +136,7 @@ impl Machines {
                 workspace: "/workspace".into(),
                 init: true,
                 mount_proc: false,
+                default_user: None,
                 gateway: GatewayAddress {
                     // Whatever the gateway is called outside: there is one way to it.
                     addresses: vec![self.gateway.to_string()],
@@ -181,9 +182,10 @@ impl Kind for Machines {
 
     fn check(&self, spec: &WorkloadSpec) -> Result<(), DriverError> {
         spec.check()?;
-        if spec.image.is_some() {
-            let message = "the vm driver pulls no images: name a root file system (rootfs)";
-            return Err(DriverError::invalid("image", message));
+        if let Some(field) = spec.first_of_an_image() {
+            let message = "the vm driver pulls no images, and its machines have a root, a disk and a network of their \
+                           own: name a root file system (rootfs)";
+            return Err(DriverError::invalid(field, message));
         }
         if spec.user.is_some() {
             let message = "the vm driver's supervisor is root in its machine: leave it out, and name a user with each exec";
