@@ -146,6 +146,9 @@ mod tests {
             header.set_entry_type(kind);
             header.set_mode(mode);
             header.set_size(content.len() as u64);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
             // As it is, past the library's own checks: hostile archives are made by others.
             header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
             if let Some(link) = link {

@@ -170,6 +170,9 @@ mod tests {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o755);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
             builder.append_data(&mut header, name, *content).unwrap();
         }
         builder.into_inner().unwrap()
