@@ -51,8 +51,12 @@ type Made = (Option<Record>, Result<(ProcessId, OwnedFd), DriverError>);
 
 /// Lays out the files and starts the first process; the record says how far it came. For blocking threads.
 pub(super) fn make(shared: &Shared, spec: &WorkloadSpec, mut record: Record) -> Made {
-    let failed =
-        |error| DriverError::io(format!("making {} generation {}", spec.sandbox, spec.generation), error);
+    let failed = |error| {
+        DriverError::io(
+            format!("creating the workload of {} generation {}", spec.sandbox, spec.generation),
+            error,
+        )
+    };
     let prepared = shared.root.make_dir(&spec.sandbox.to_string()).and_then(|dir| {
         shared.kind.prepare(spec, &dir, record.has_workspace)?;
         record.has_workspace = true;
