@@ -136,7 +136,7 @@ async fn supervise(
     if let Some(user) = &config.default_user
         && let Err(error) = give_workspace(&config.workspace, user)
     {
-        // The probe runs as this user, and says more.
+        // The probe acts as this user, and says more.
         tracing::warn!(%error, "the workspace stays whose it is");
     }
     let workspace = Workspace::at(config.workspace.clone());
@@ -160,7 +160,7 @@ async fn supervise(
     let rooms = Arc::new(Rooms {
         execs: execs.clone(),
         files: Files::within(workspace.clone(), token.child_token()),
-        prober: Prober::new(workspace),
+        prober: Prober::new(workspace, config.default_user.unwrap_or_default()),
     });
     let target = Target {
         sandbox: config.sandbox_id,

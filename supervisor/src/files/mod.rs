@@ -32,6 +32,7 @@ use holdfast_wire::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::transfer::Transfer;
+pub(crate) use self::user::become_user;
 use crate::{
     execs::{Refusal, refuse},
     workspace::Workspace,

@@ -14,7 +14,7 @@ use rustix::{process::Gid, thread::CapabilitySet};
 use crate::execs::spawn::{Account, resolve_user};
 
 /// Becomes `user` on this thread; empty: stays who the supervisor is.
-pub(super) fn become_user(user: &str, etc: &Path) -> Result<(), Failure> {
+pub(crate) fn become_user(user: &str, etc: &Path) -> Result<(), Failure> {
     if user.is_empty() {
         return Ok(());
     }

@@ -1,10 +1,11 @@
-//! Writes, syncs, reads and removes a file in the workspace, once that is known to be the one of the start.
+//! Writes, syncs, reads and removes a file in the workspace, once that is known to be the one of the start: as the user
+//! whose commands run there, for root may write where that user may not.
 
 use std::{
     fs::OpenOptions,
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,11 +13,14 @@ use std::{
 };
 
 use holdfast_wire::control::ProbeResult;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 
 use super::millis;
-use crate::workspace::{self, Workspace};
+use crate::{
+    files::become_user,
+    workspace::{self, Workspace},
+};
 
 /// Threads that may hang in the workspace's mount at once. One would do to know; the others allow for a mount
 /// that comes back while one of them is beyond help.
@@ -28,6 +32,8 @@ const PREFIX: &str = ".holdfast-probe-";
 #[derive(Debug)]
 pub(super) struct FilesystemProbe {
     workspace: Workspace,
+    /// Whose commands run in it; empty: who the supervisor is.
+    user: String,
     /// Threads inside a system call on the workspace now.
     inside: Arc<AtomicUsize>,
 }
@@ -42,8 +48,8 @@ struct Failure {
 }
 
 impl FilesystemProbe {
-    pub(super) fn new(workspace: Workspace) -> Self {
-        Self { workspace, inside: Arc::default() }
+    pub(super) fn new(workspace: Workspace, user: String) -> Self {
+        Self { workspace, user, inside: Arc::default() }
     }
 
     /// One probe, given up at `deadline`.
@@ -65,17 +71,25 @@ impl FilesystemProbe {
             );
             return result(false, rustix::io::Errno::TIMEDOUT.raw_os_error(), message);
         };
-        let workspace = self.workspace.clone();
-        let work = tokio::task::spawn_blocking(move || {
+        let (workspace, user) = (self.workspace.clone(), self.user.clone());
+        let (tell, told) = oneshot::channel();
+        // Not one of the runtime's threads: it never becomes anybody else again.
+        let work = move || {
             let _inside = inside;
-            probe(&workspace)
-        });
-        match tokio::time::timeout_at(deadline, work).await {
+            // Nobody may wait for it any more.
+            let _ = tell.send(as_user(&user, || probe(&workspace)));
+        };
+        if let Err(error) = std::thread::Builder::new().name("probe".to_owned()).spawn(work) {
+            return result(
+                false,
+                error.raw_os_error().unwrap_or(0),
+                format!("no thread for a probe: {error}"),
+            );
+        }
+        match tokio::time::timeout_at(deadline, told).await {
             Ok(Ok(Ok(()))) => result(true, 0, String::new()),
-            Ok(Ok(Err(failure))) => {
-                result(false, failure.source.raw_os_error().unwrap_or(0), failure.to_string())
-            }
-            Ok(Err(error)) => result(false, 0, format!("the probe's own thread failed: {error}")),
+            Ok(Ok(Err((errno, message)))) => result(false, errno, message),
+            Ok(Err(_)) => result(false, 0, "the probe's own thread has panicked".to_owned()),
             Err(_) => {
                 let message = format!(
                     "{}: no answer within {:.1} s: the file system hangs",
@@ -104,6 +118,16 @@ impl Drop for Inside {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// The probe, as `user`; what failed as errno and words.
+fn as_user(user: &str, probe: impl FnOnce() -> Result<(), Failure>) -> Result<(), (i32, String)> {
+    become_user(user, Path::new("/etc")).map_err(|failure| (failure.errno, failure.to_string()))?;
+    probe().map_err(|failure| {
+        let errno = failure.source.raw_os_error().unwrap_or(0);
+        let who = if user.is_empty() { String::new() } else { format!(" (as the user {user})") };
+        (errno, format!("{failure}{who}"))
+    })
 }
 
 fn write_and_read(workspace: &Workspace) -> Result<(), Failure> {
@@ -151,10 +175,14 @@ mod tests {
         Instant::now() + Duration::from_secs(1)
     }
 
+    fn probing(workspace: Workspace) -> FilesystemProbe {
+        FilesystemProbe::new(workspace, String::new())
+    }
+
     #[tokio::test]
     async fn a_good_workspace_passes_and_stays_clean() {
         let dir = tempfile::tempdir().unwrap();
-        let result = FilesystemProbe::new(Workspace::at(dir.path().to_owned())).probe(in_a_second()).await;
+        let result = probing(Workspace::at(dir.path().to_owned())).probe(in_a_second()).await;
         assert!(result.ok, "{result:?}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -163,7 +191,7 @@ mod tests {
     async fn a_workspace_that_is_gone_is_named_with_its_errno() {
         let dir = tempfile::tempdir().unwrap();
         let gone = dir.path().join("workspace");
-        let result = FilesystemProbe::new(Workspace::at(gone.clone())).probe(in_a_second()).await;
+        let result = probing(Workspace::at(gone.clone())).probe(in_a_second()).await;
         assert!(!result.ok);
         assert_eq!(result.errno, rustix::io::Errno::NOENT.raw_os_error());
         assert!(result.message.contains("looking at") && result.message.contains(gone.to_str().unwrap()));
@@ -174,7 +202,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("workspace");
         std::fs::create_dir(&path).unwrap();
-        let probe = FilesystemProbe::new(Workspace::at(path.clone()));
+        let probe = probing(Workspace::at(path.clone()));
         std::fs::rename(&path, dir.path().join("away")).unwrap();
         std::fs::create_dir(&path).unwrap();
         let result = probe.probe(in_a_second()).await;
@@ -189,15 +217,35 @@ mod tests {
     async fn a_read_only_workspace_fails_for_whoever_is_not_root() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o500)).unwrap();
-        let result = FilesystemProbe::new(Workspace::at(dir.path().to_owned())).probe(in_a_second()).await;
+        let result = probing(Workspace::at(dir.path().to_owned())).probe(in_a_second()).await;
         let expected =
             if rustix::process::geteuid().is_root() { 0 } else { rustix::io::Errno::ACCESS.raw_os_error() };
         assert_eq!(result.errno, expected, "{result:?}");
     }
 
     #[tokio::test]
+    async fn a_workspace_that_its_user_cannot_write_fails_although_root_could() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let workspace = Workspace::at(dir.path().to_owned());
+        let probe = FilesystemProbe::new(workspace.clone(), "65534:65534".to_owned());
+        let result = probe.probe(in_a_second()).await;
+        assert!(!result.ok && result.message.contains("65534"), "{result:?}");
+        if !rustix::process::geteuid().is_root() {
+            assert!(result.message.contains("cannot act"), "{result:?}");
+            return;
+        }
+        assert_eq!(result.errno, rustix::io::Errno::ACCESS.raw_os_error(), "{result:?}");
+        // Whoever else probes is who it was.
+        assert!(probing(workspace).probe(in_a_second()).await.ok);
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(probe.probe(in_a_second()).await.ok);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
     async fn a_hung_file_system_costs_a_few_threads_and_no_more() {
-        let probe = FilesystemProbe::new(Workspace::at(PathBuf::from("/nowhere")));
+        let probe = probing(Workspace::at(PathBuf::from("/nowhere")));
         let stuck: Vec<_> = (0..MAX_STUCK).map(|_| Inside::enter(&probe.inside).unwrap()).collect();
         let result = probe.probe(in_a_second()).await;
         assert!(!result.ok && result.message.contains("still hang"), "{result:?}");
@@ -212,7 +260,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_probe_that_hangs_is_given_up_at_its_deadline_and_counted_until_it_returns() {
-        let probe = FilesystemProbe::new(Workspace::at(PathBuf::from("/mnt/dead")));
+        let probe = probing(Workspace::at(PathBuf::from("/mnt/dead")));
         let (release, hang) = std::sync::mpsc::sync_channel::<()>(0);
         let soon = Instant::now() + Duration::from_millis(50);
         let hanging = move |_: &Workspace| {

@@ -28,10 +28,10 @@ pub(crate) struct Prober {
 }
 
 impl Prober {
-    /// Probes files in `workspace`.
+    /// Probes files in `workspace`, as `user`; empty: as who the supervisor is.
     #[must_use]
-    pub(crate) fn new(workspace: Workspace) -> Self {
-        Self { filesystem: Arc::new(FilesystemProbe::new(workspace)) }
+    pub(crate) fn new(workspace: Workspace, user: String) -> Self {
+        Self { filesystem: Arc::new(FilesystemProbe::new(workspace, user)) }
     }
 
     /// Both probes and the spool's state. Takes at most [`timing::PROBE_TIMEOUT`] and a little; the nonce is 0.
