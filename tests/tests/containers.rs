@@ -10,10 +10,14 @@
 mod conformance;
 #[path = "containers/faults.rs"]
 mod faults;
+#[path = "containers/files.rs"]
+mod files;
 #[path = "containers/life.rs"]
 mod life;
 #[path = "containers/limits.rs"]
 mod limits;
+#[path = "containers/many.rs"]
+mod many;
 #[path = "containers/nat.rs"]
 mod nat;
 #[path = "containers/phantoms.rs"]

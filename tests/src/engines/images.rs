@@ -23,8 +23,7 @@ impl Engine {
         std::fs::create_dir(&scratch)?;
         // An archive without any entry is refused by engines.
         std::fs::write(empty.join("nothing"), "")?;
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-        std::fs::copy(busybox.context("no busybox here")?, scratch.join("busybox"))?;
+        std::fs::copy(busybox()?, scratch.join("busybox"))?;
         for (dir, image) in [(&empty, EMPTY), (&scratch, SCRATCH)] {
             let tar = stage.path().join("image.tar");
             let made = Command::new("tar").arg("-C").arg(dir).arg("-cf").arg(&tar).arg(".").status().await?;
@@ -52,4 +51,12 @@ impl Engine {
         self.tool_with(&["import", "-", image], std::fs::File::open(tar)?.into()).await?;
         Ok(())
     }
+}
+
+/// This machine's static busybox.
+pub(super) fn busybox() -> anyhow::Result<&'static str> {
+    ["/bin/busybox", "/usr/bin/busybox"]
+        .into_iter()
+        .find(|path| Path::new(path).exists())
+        .context("no busybox here")
 }

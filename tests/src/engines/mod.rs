@@ -208,6 +208,22 @@ impl Engine {
         command
     }
 
+    /// Runs a script in the mounts of a container, with this machine's rights: the container may be frozen, and may
+    /// itself not mount. `$0` is busybox, whatever is in the image.
+    pub async fn in_mounts_of(&self, container: &str, script: &str) -> anyhow::Result<()> {
+        const BUSYBOX: &str = "/busybox-of-the-test";
+        let processes = self.processes(container)?;
+        let pid = processes.first().context("a container has a process")?.as_raw_nonzero();
+        std::fs::copy(images::busybox()?, format!("/proc/{pid}/root{BUSYBOX}"))?;
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &pid.to_string(), "--mount", BUSYBOX, "sh", "-ec", script, BUSYBOX]);
+        let output = timeout(BOUND, command.kill_on_drop(true).output()).await.context("nsenter hangs")??;
+        if !output.status.success() {
+            bail!("{script}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
     /// The processes of a container, as the root namespace counts them. `container`: at least twelve letters of its id.
     pub fn processes(&self, container: &str) -> anyhow::Result<Vec<rustix::process::Pid>> {
         let mut found = Vec::new();

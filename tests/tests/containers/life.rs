@@ -109,6 +109,19 @@ async fn a_debian_userland_has_its_users_and_a_workspace_for_them(kind: Kind) ->
     // The console is the supervisor's.
     let console = site.text(&["logs", "box"]).await?;
     assert!(console.contains("the supervisor starts"), "{console}");
+
+    // A workspace that this user cannot write is not what it was made for, although root could.
+    let owned_by = async |owner| {
+        site.run(&["exec", "-u", "root", "box", "--", "chown", owner, "/workspace"]).await?.success()
+    };
+    owned_by("root").await?;
+    site.cluster.wait_for("box", "condition=FilesystemHealthy=False", "50s").await?;
+    let now = site.get("box").await?;
+    let message = now["message"].as_str().unwrap_or_default();
+    assert!(now["phase"] == "Degraded" && message.contains("/workspace/"), "{now}");
+    assert!(message.contains("nobody") && message.contains("os error 13"), "{message}");
+    owned_by("nobody").await?;
+    site.run(&["wait", "box", "--timeout", "50s"]).await?.success()?;
     site.run(&["delete", "box"]).await?.success()?;
     Ok(())
 }

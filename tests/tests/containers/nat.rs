@@ -4,14 +4,12 @@ use std::time::{Duration, Instant};
 
 use holdfast_tests::engines::{Kind, SCRATCH};
 
-use crate::{site::Site, with_both_engines};
+use crate::{
+    site::{Site, size},
+    with_both_engines,
+};
 
 with_both_engines!(silent_execs_outlive_a_nat_that_forgets);
-
-/// How much of it: small in CI, the whole of it by hand.
-fn size(name: &str, small: u64) -> anyhow::Result<u64> {
-    Ok(std::env::var(name).ok().map(|text| text.parse()).transpose()?.unwrap_or(small))
-}
 
 async fn silent_execs_outlive_a_nat_that_forgets(kind: Kind) -> anyhow::Result<()> {
     let (boxes, seconds) = (size("HOLDFAST_NAT_BOXES", 4)?, size("HOLDFAST_NAT_SECONDS", 15)?);

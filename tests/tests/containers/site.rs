@@ -14,6 +14,11 @@ use crate::HOLDFAST;
 /// What a loaded machine may take for what the product does in a second or two.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
+/// How much of something: small in CI, the whole of it by hand.
+pub(crate) fn size(name: &str, small: u64) -> anyhow::Result<u64> {
+    Ok(std::env::var(name).ok().map(|text| text.parse()).transpose()?.unwrap_or(small))
+}
+
 pub(crate) struct Site {
     // Dropped in this order: the gateway first.
     pub(crate) cluster: Cluster,
