@@ -10,13 +10,12 @@
 //! without copying. `end` (or `failed`) is its only clean end. Numbers are not those of [`crate::frame`], so that one
 //! kind of relay's frames can never be taken for the other's.
 
-use std::collections::VecDeque;
-
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
 use crate::{
     api::{FileEntry, FileFailure, FileProblem, TransferEnd, TransferResult},
+    chunks::Chunks,
     limits::{MAX_FRAME_PAYLOAD, MAX_PATH},
 };
 
@@ -152,14 +151,10 @@ fn put(out: &mut impl BufMut, kind: u8, payload: &[u8]) {
     out.put_slice(payload);
 }
 
-/// Chunks that may wait for the rest of a frame: see [`crate::frame`].
-const MAX_WAITING_CHUNKS: usize = 63;
-
 /// Turns a stream's chunks into frames, without copying content.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    chunks: VecDeque<Bytes>,
-    buffered: usize,
+    chunks: Chunks,
     /// What is still to come of a data frame.
     data_left: usize,
 }
@@ -173,36 +168,28 @@ impl Decoder {
 
     /// Takes the next chunk of the stream.
     pub fn push(&mut self, chunk: Bytes) {
-        if !chunk.is_empty() {
-            self.buffered += chunk.len();
-            self.chunks.push_back(chunk);
-        }
+        self.chunks.push(chunk);
     }
 
     /// How many bytes wait in here: between a `None` and the next push less than a header and a control payload.
     #[must_use]
     pub fn buffered(&self) -> usize {
-        self.buffered
+        self.chunks.buffered()
     }
 
     /// The next frame or fragment; `None`: more bytes are needed. After an error the stream is of no more use.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
         loop {
             if self.data_left > 0 {
-                let Some(chunk) = self.chunks.front_mut() else { return Ok(None) };
-                let data = chunk.split_to(chunk.len().min(self.data_left));
-                if chunk.is_empty() {
-                    self.chunks.pop_front();
-                }
-                self.buffered -= data.len();
+                let Some(data) = self.chunks.slice(self.data_left) else { return Ok(None) };
                 self.data_left -= data.len();
                 return Ok(Some(Frame::Data(data)));
             }
-            if self.buffered < HEADER_LEN {
+            if self.chunks.buffered() < HEADER_LEN {
                 return Ok(self.starved());
             }
             let mut head = [0; HEADER_LEN];
-            self.peek(&mut head);
+            self.chunks.peek(&mut head);
             let (kind, length) = (head[0], u32::from_be_bytes([head[1], head[2], head[3], head[4]]));
             let Some(name) = name(kind) else { return Err(FrameError::UnknownKind(kind)) };
             let limit = if kind == kind::DATA { MAX_FRAME_PAYLOAD } else { MAX_CONTROL_PAYLOAD };
@@ -211,15 +198,15 @@ impl Decoder {
                 return Err(FrameError::TooLong { kind: name, length, limit });
             }
             if kind == kind::DATA {
-                self.skip(HEADER_LEN);
+                self.chunks.skip(HEADER_LEN);
                 self.data_left = size;
                 continue;
             }
-            if self.buffered < HEADER_LEN + size {
+            if self.chunks.buffered() < HEADER_LEN + size {
                 return Ok(self.starved());
             }
-            self.skip(HEADER_LEN);
-            return control(kind, name, self.take(size)).map(Some);
+            self.chunks.skip(HEADER_LEN);
+            return control(kind, name, self.chunks.take(size)).map(Some);
         }
     }
 
@@ -228,59 +215,15 @@ impl Decoder {
         if self.data_left > 0 {
             return Err(FrameError::Truncated { kind: "data" });
         }
-        match self.chunks.front() {
+        match self.chunks.first() {
             None => Ok(()),
-            Some(chunk) => Err(FrameError::Truncated { kind: name(chunk[0]).unwrap_or("unknown") }),
+            Some(kind) => Err(FrameError::Truncated { kind: name(kind).unwrap_or("unknown") }),
         }
     }
 
-    /// More bytes are needed. What was trickled in is joined, or it would pin a datagram for each byte.
     fn starved(&mut self) -> Option<Frame> {
-        if self.chunks.len() > MAX_WAITING_CHUNKS {
-            let all = self.take(self.buffered);
-            self.buffered = all.len();
-            self.chunks.push_back(all);
-        }
+        self.chunks.starved();
         None
-    }
-
-    fn peek(&self, out: &mut [u8]) {
-        let mut filled = 0;
-        for chunk in &self.chunks {
-            let n = chunk.len().min(out.len() - filled);
-            out[filled..filled + n].copy_from_slice(&chunk[..n]);
-            filled += n;
-            if filled == out.len() {
-                return;
-            }
-        }
-    }
-
-    fn skip(&mut self, mut n: usize) {
-        self.buffered -= n;
-        while n > 0 {
-            let Some(chunk) = self.chunks.front_mut() else { return };
-            let step = chunk.len().min(n);
-            chunk.advance(step);
-            n -= step;
-            if chunk.is_empty() {
-                self.chunks.pop_front();
-            }
-        }
-    }
-
-    /// `n` bytes, joined only where chunks meet in the middle of them.
-    fn take(&mut self, n: usize) -> Bytes {
-        if let Some(chunk) = self.chunks.front_mut()
-            && chunk.len() > n
-        {
-            self.buffered -= n;
-            return chunk.split_to(n);
-        }
-        let mut joined = BytesMut::zeroed(n);
-        self.peek(&mut joined);
-        self.skip(n);
-        joined.freeze()
     }
 }
 

@@ -15,6 +15,7 @@ use prost::Message;
 
 use crate::{
     api::{ExecEnded, ExecStarted, OutputStream},
+    chunks::Chunks,
     limits::MAX_FRAME_PAYLOAD,
 };
 
@@ -218,16 +219,11 @@ fn message(out: &mut BytesMut, kind: u8, message: &impl Message) {
     message.encode_raw(out);
 }
 
-/// Chunks that may wait for the rest of a control frame. Joining them costs a copy of at most 64 KiB, so at most
-/// 1024 such copies for a control frame that is sent byte by byte.
-const MAX_WAITING_CHUNKS: usize = 63;
-
 /// Turns a stream's chunks into frames, without copying data. Between a `None` and the next push it holds less than
 /// a header and one control payload, in few chunks.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
-    chunks: std::collections::VecDeque<Bytes>,
-    buffered: usize,
+    chunks: Chunks,
     /// The rest of a data frame whose beginning has been handed out.
     partial: Option<Partial>,
 }
@@ -249,17 +245,14 @@ impl FrameDecoder {
 
     /// Takes the next chunk of the stream.
     pub fn push(&mut self, chunk: Bytes) {
-        if !chunk.is_empty() {
-            self.buffered += chunk.len();
-            self.chunks.push_back(chunk);
-        }
+        self.chunks.push(chunk);
     }
 
     /// How many bytes wait in here: between a `None` and the next push less than a header and the largest
     /// control payload.
     #[must_use]
     pub fn buffered(&self) -> usize {
-        self.buffered
+        self.chunks.buffered()
     }
 
     /// The next frame or fragment; `None`: more bytes are needed. After an error the stream is of no more use.
@@ -269,11 +262,11 @@ impl FrameDecoder {
             if let Some(fragment) = self.fragment() {
                 return Ok(Some(fragment));
             }
-            if self.partial.is_some() || self.buffered < HEADER_LEN {
+            if self.partial.is_some() || self.chunks.buffered() < HEADER_LEN {
                 return Ok(self.starved());
             }
             let mut head = [0; HEADER_LEN];
-            self.peek(&mut head);
+            self.chunks.peek(&mut head);
             let (kind, length) = (head[0], u32::from_be_bytes([head[1], head[2], head[3], head[4]]));
             let Some(name) = kind_name(kind) else { return Err(FrameError::UnknownKind(kind)) };
             let size = length as usize;
@@ -282,42 +275,36 @@ impl FrameDecoder {
             }
             match kind {
                 kind::STDOUT | kind::STDERR => {
-                    self.skip(HEADER_LEN);
+                    self.chunks.skip(HEADER_LEN);
                     self.partial = (size > 0).then_some(Partial { kind, remaining: size, offset: 0 });
                 }
                 kind::STDIN => {
                     if size < 8 {
                         return Err(malformed(name, "shorter than its offset"));
                     }
-                    if self.buffered < HEADER_LEN + 8 {
+                    if self.chunks.buffered() < HEADER_LEN + 8 {
                         return Ok(self.starved());
                     }
-                    self.skip(HEADER_LEN);
-                    let offset = self.take(8).get_u64();
+                    self.chunks.skip(HEADER_LEN);
+                    let offset = self.chunks.take(8).get_u64();
                     if offset.checked_add(size as u64).is_none() {
                         return Err(malformed(name, "its offset is beyond 2^64"));
                     }
                     self.partial = (size > 8).then_some(Partial { kind, remaining: size - 8, offset });
                 }
                 _ => {
-                    if self.buffered < HEADER_LEN + size {
+                    if self.chunks.buffered() < HEADER_LEN + size {
                         return Ok(self.starved());
                     }
-                    self.skip(HEADER_LEN);
-                    return control_frame(kind, name, self.take(size)).map(Some);
+                    self.chunks.skip(HEADER_LEN);
+                    return control_frame(kind, name, self.chunks.take(size)).map(Some);
                 }
             }
         }
     }
 
-    /// More bytes are needed. Each chunk is a slice of a datagram and holds all of it in memory: what was
-    /// trickled in is joined, or a control frame sent byte by byte would pin a datagram for each byte.
     fn starved(&mut self) -> Option<Frame> {
-        if self.chunks.len() > MAX_WAITING_CHUNKS {
-            let all = self.take(self.buffered);
-            self.buffered = all.len();
-            self.chunks.push_back(all);
-        }
+        self.chunks.starved();
         None
     }
 
@@ -326,20 +313,15 @@ impl FrameDecoder {
         if let Some(partial) = &self.partial {
             return Err(FrameError::Truncated { kind: kind_name(partial.kind).unwrap_or("data") });
         }
-        match self.chunks.front() {
+        match self.chunks.first() {
             None => Ok(()),
-            Some(chunk) => Err(FrameError::Truncated { kind: kind_name(chunk[0]).unwrap_or("unknown") }),
+            Some(kind) => Err(FrameError::Truncated { kind: kind_name(kind).unwrap_or("unknown") }),
         }
     }
 
     fn fragment(&mut self) -> Option<Frame> {
         let partial = self.partial.as_mut()?;
-        let chunk = self.chunks.front_mut()?;
-        let data = chunk.split_to(chunk.len().min(partial.remaining));
-        if chunk.is_empty() {
-            self.chunks.pop_front();
-        }
-        self.buffered -= data.len();
+        let data = self.chunks.slice(partial.remaining)?;
         let (kind, offset) = (partial.kind, partial.offset);
         partial.remaining -= data.len();
         partial.offset += data.len() as u64;
@@ -351,45 +333,6 @@ impl FrameDecoder {
             kind::STDERR => Frame::Output(OutputStream::Stderr, data),
             _ => Frame::Output(OutputStream::Stdout, data),
         })
-    }
-
-    fn peek(&self, out: &mut [u8]) {
-        let mut filled = 0;
-        for chunk in &self.chunks {
-            let n = chunk.len().min(out.len() - filled);
-            out[filled..filled + n].copy_from_slice(&chunk[..n]);
-            filled += n;
-            if filled == out.len() {
-                return;
-            }
-        }
-    }
-
-    fn skip(&mut self, mut n: usize) {
-        self.buffered -= n;
-        while n > 0 {
-            let Some(chunk) = self.chunks.front_mut() else { return };
-            let step = chunk.len().min(n);
-            chunk.advance(step);
-            n -= step;
-            if chunk.is_empty() {
-                self.chunks.pop_front();
-            }
-        }
-    }
-
-    /// `n` bytes, joined only where chunks meet in the middle of them.
-    fn take(&mut self, n: usize) -> Bytes {
-        if let Some(chunk) = self.chunks.front_mut()
-            && chunk.len() > n
-        {
-            self.buffered -= n;
-            return chunk.split_to(n);
-        }
-        let mut joined = BytesMut::zeroed(n);
-        self.peek(&mut joined);
-        self.skip(n);
-        joined.freeze()
     }
 }
 

@@ -21,6 +21,7 @@
 //! - [`ids`], [`bootstrap`], [`spec`], [`reason`]: names, the supervisor's file, checking an exec's spec, error reasons
 
 pub mod bootstrap;
+mod chunks;
 pub mod close;
 pub mod files;
 pub mod frame;
