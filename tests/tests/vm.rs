@@ -9,8 +9,12 @@
 #![allow(missing_debug_implementations)] // a test binary has no callers
 #![allow(clippy::print_stderr)] // what is skipped is said
 
+#[path = "vm/conformance.rs"]
+mod conformance;
 #[path = "vm/errors.rs"]
 mod errors;
+#[path = "vm/faults.rs"]
+mod faults;
 #[path = "vm/machines.rs"]
 mod machines;
 #[path = "vm/place.rs"]

@@ -1,14 +1,23 @@
 //! A machine's life, as a user sees it.
 
-use std::{process::Command, time::Instant};
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    process::Command,
+    time::Instant,
+};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
+use sha2::{Digest, Sha256};
 
 use super::place::{self, Site};
 
+/// Each way, with digests. Under two layers of emulation a machine moves some hundred KiB a second.
+const BULK: usize = 4 << 20;
+
 #[test]
-fn a_machine_runs_commands_in_a_kernel_of_its_own() {
-    const NAME: &str = "machines::a_machine_runs_commands_in_a_kernel_of_its_own";
+fn a_machine_runs_commands_and_keeps_its_files_through_a_stop() {
+    const NAME: &str = "machines::a_machine_runs_commands_and_keeps_its_files_through_a_stop";
     place::run(NAME, |parts| async move {
         let site = Site::start(NAME, &parts).await?;
         let begun = Instant::now();
@@ -49,10 +58,45 @@ fn a_machine_runs_commands_in_a_kernel_of_its_own() {
         }
         eprintln!("measured: holder {} MiB resident", holdfast_tests::harness::resident_kib(holder)? / 1024);
 
+        bulk(&site).await?;
         secrets_are_out_of_sight(&site).await?;
 
+        // Through a stop and a start; a command's own files and those outside of the workspace.
+        site.sh("box", "echo kept > /workspace/file; echo too > /etc/own; sync").await?.success()?;
+        let begun = Instant::now();
+        site.command(["stop", "box"]).run().await?.success()?;
+        site.command(["wait", "box", "--for", "phase=Stopped", "--timeout", "60s"]).run().await?.success()?;
+        eprintln!("measured: stop {:.1} s", begun.elapsed().as_secs_f64());
+        let note = std::fs::read_to_string(site.dir("box").await?.join("machine.json"))?;
+        ensure!(note.contains("the supervisor stopped the machine"), "not in order: {note}");
+        site.command(["start", "box"]).run().await?.success()?;
+        site.command(["wait", "box", "--timeout", "200s"]).run().await?.success()?;
+        let files = site.sh("box", "cat /workspace/file /etc/own").await?.success()?.text();
+        ensure!(files == "kept\ntoo\n", "the files are {files:?}");
+        ensure!(!site.images.join("busybox/etc/own").exists(), "the image was changed");
         site.finish(&["box"]).await
     });
+}
+
+/// Some MiB in, and the same out.
+async fn bulk(site: &Site) -> anyhow::Result<()> {
+    let mut bytes = vec![0; BULK];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let digest =
+        |bytes: &[u8]| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let want = digest(&bytes);
+    let begun = Instant::now();
+    let inside = site
+        .command(["exec", "-i", "box", "--", "tee", "/workspace/bulk"])
+        .stdin(bytes)
+        .run()
+        .await?
+        .success()?;
+    ensure!(inside.stdout.len() == BULK && digest(&inside.stdout) == want, "other bytes came back");
+    eprintln!("measured: {} MiB in and out {:.1} s", BULK >> 20, begun.elapsed().as_secs_f64());
+    let sum = site.sh("box", "sha256sum < /workspace/bulk; rm /workspace/bulk").await?.success()?.text();
+    ensure!(sum.starts_with(&want), "other bytes arrived: {sum}");
+    Ok(())
 }
 
 /// The identity is nowhere on disk, and not in the file that brought it.
@@ -64,4 +108,95 @@ async fn secrets_are_out_of_sight(site: &Site) -> anyhow::Result<()> {
     let found = Command::new("grep").args(["-rlI", "PRIVATE KEY"]).arg(&dir).output()?;
     ensure!(found.stdout.is_empty(), "a key in {}", String::from_utf8_lossy(&found.stdout));
     Ok(())
+}
+
+#[test]
+fn two_machines_at_once_reach_their_gateway_and_nothing_else() {
+    const NAME: &str = "machines::two_machines_at_once_reach_their_gateway_and_nothing_else";
+    place::run(NAME, |parts| async move {
+        let site = Site::start(NAME, &parts).await?;
+        let (one, other) =
+            tokio::join!(site.create("one", &[]), site.create("other", &["--egress", "internet"]));
+        one?;
+        other?;
+        for (machine, word) in [("one", "first"), ("other", "second")] {
+            site.sh(machine, &format!("echo {word} > /workspace/mine")).await?.success()?;
+        }
+        ensure!(site.sh("one", "cat /workspace/mine").await?.text() == "first\n");
+
+        let mut secret = Secret::listen()?;
+        let gateway = site.cluster.gateway()?.address.port();
+        // By hand: busybox's wget looks the protocol's name up, and dies at it where there is no /etc/services.
+        let ask = |address: &str, port: u16, path: &str| {
+            format!("printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} {port}")
+        };
+        for machine in ["one", "other"] {
+            for (what, line) in [
+                ("gvproxy's API", ask("192.168.127.1", 80, "/services/forwarder/all")),
+                ("the host's loopback", ask("192.168.127.254", secret.port, "/")),
+                ("the gateway's TCP port", ask("192.168.127.254", gateway, "/")),
+            ] {
+                let answer = site.sh(machine, &line).await?;
+                ensure!(answer.code == 1 && answer.stdout.is_empty(), "{machine} asks {what}: {answer:?}");
+            }
+        }
+        let internet = ask("203.0.113.7", 8080, "/");
+        ensure!(site.sh("one", &internet).await?.code == 1, "without egress the internet answers");
+        ensure!(!secret.was_asked(), "somebody reached the host's loopback");
+
+        // The internet, as far as this test goes: an address of documentation on this machine.
+        let loopback = Command::new("ip").args(["addr", "add", "203.0.113.7/32", "dev", "lo"]).status()?;
+        if loopback.success() {
+            let page = Page::serve()?;
+            let got = site.sh("other", &internet).await;
+            Command::new("ip").args(["addr", "del", "203.0.113.7/32", "dev", "lo"]).status()?;
+            drop(page);
+            let got = got?.success()?.text();
+            ensure!(got.ends_with("public\n"), "with egress the internet does not answer: {got}");
+        }
+
+        let listeners = Command::new("ss").args(["-H", "-lntup"]).output()?.stdout;
+        let listeners = String::from_utf8_lossy(&listeners).into_owned();
+        ensure!(!listeners.is_empty(), "ss shows nothing, not even the gateway");
+        for name in ["gvproxy", "holdfast-vmm", "libkrun"] {
+            ensure!(!listeners.contains(name), "{name} listens: {listeners}");
+        }
+        site.finish(&["one", "other"]).await
+    });
+}
+
+/// Something on the host's loopback that nobody in a machine may see.
+struct Secret {
+    listener: TcpListener,
+    port: u16,
+}
+
+impl Secret {
+    fn listen() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { port: listener.local_addr()?.port(), listener })
+    }
+
+    fn was_asked(&mut self) -> bool {
+        self.listener.accept().is_ok()
+    }
+}
+
+/// One web page, for each that asks.
+struct Page(#[allow(dead_code)] std::thread::JoinHandle<()>);
+
+impl Page {
+    fn serve() -> anyhow::Result<Self> {
+        let listener =
+            TcpListener::bind("203.0.113.7:8080").context("listening on the address just added")?;
+        Ok(Self(std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let mut stream = stream;
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request);
+                let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\npublic\n");
+            }
+        })))
+    }
 }

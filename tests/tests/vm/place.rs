@@ -22,6 +22,11 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(240);
 /// For the whole test, in the test host: below nextest's own limit.
 const TEST_HOST_SECONDS: &str = "420";
 
+/// Whether this is not (yet) the test host.
+pub(super) fn is_outside() -> bool {
+    std::env::var_os(HERE).is_none()
+}
+
 /// Runs a test where machines can be made.
 pub(super) fn run<F>(name: &str, test: impl FnOnce(Parts) -> F)
 where
@@ -34,7 +39,7 @@ where
             return;
         }
     };
-    if std::env::var_os(HERE).is_some() || kvm_works() {
+    if !is_outside() || kvm_works() {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
         if let Err(error) = runtime.block_on(test(parts)) {
             panic!("{error:?}");
