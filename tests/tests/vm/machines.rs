@@ -44,12 +44,12 @@ fn a_machine_runs_commands_and_keeps_its_files_through_a_stop() {
         ensure!((256 << 10..400 << 10).contains(&memory), "{memory} KiB of memory, asked for 384 MiB");
 
         let begun = Instant::now();
-        for _ in 0..20 {
+        for _ in 0..5 {
             site.command(["exec", "box", "--", "true"]).run().await?.success()?;
         }
         eprintln!(
             "measured: an exec with its command line tool {:.0} ms",
-            begun.elapsed().as_secs_f64() * 50.0
+            begun.elapsed().as_secs_f64() * 200.0
         );
         let holder = site.holder("box").await?;
         for mark in ["machine", "gvproxy"] {
