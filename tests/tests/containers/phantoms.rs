@@ -1,5 +1,8 @@
 //! Containers that somebody removes behind the gateway's back, and images that are not there.
 
+use std::time::Duration;
+
+use anyhow::Context;
 use holdfast_tests::engines::{Kind, SCRATCH};
 
 use crate::{
@@ -107,8 +110,19 @@ async fn a_gateway_that_cannot_be_dialled_is_named_when_a_boot_fails(kind: Kind)
     site.run(&["create", "box", "--image", SCRATCH]).await?.success()?;
     let failed = site.phase("box", "Failed", SOON).await?;
     assert_eq!(failed["reason"], "BootDeadline", "{failed}");
-    let message = failed["message"].as_str().unwrap_or_default();
-    assert!(message.contains("dials 127.0.0.1:9") && message.contains("the console ends with"), "{message}");
+    // The console's end is read then, and shown as soon as the engine has given it.
+    let whole = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            tick.tick().await;
+            let message = site.get("box").await?["message"].as_str().unwrap_or_default().to_owned();
+            assert!(message.contains("dials 127.0.0.1:9"), "{message}");
+            if message.contains("the console ends with") {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(SOON, whole).await.context("the console's end is not shown")??;
     site.run(&["delete", "box"]).await?.success()?;
     Ok(())
 }
