@@ -14,7 +14,7 @@
 //! - [`window`]: the stream's bytes that are on their way, by offset
 //! - [`emit`]: frames into the window; [`tally`]: counts and digest, the same at both ends
 //! - [`read`]: walks a tree and emits it
-//! - [`write`]: takes frames and makes a tree; [`place`]: where to; [`batch`]: made durable, many at a time
+//! - [`mod@write`]: takes frames and makes a tree; [`place`]: where to; [`batch`]: made durable, many at a time
 //! - [`names`]: which paths an entry may have
 //! - [`calls`]: stat, list, mkdir, remove, move
 //! - `archive` (feature `tar`): a tar archive in place of a tree, at either end

@@ -206,15 +206,18 @@ impl Site {
             let mut tick = tokio::time::interval(Duration::from_millis(200));
             loop {
                 tick.tick().await;
-                // A relay of the probe is none of a caller's, and ends by itself.
-                if self.session("box").await?.is_some_and(|session| session.relays == 0) {
+                // A relay of the probe is none of a caller's, and ends by itself. The command of a caller that left
+                // without attaching again may be at its last lines.
+                let relays = self.session("box").await?.map(|session| session.relays);
+                let execs = self.command(["execs", "box", "-o", "json"]).run().await?.success()?.text();
+                if relays == Some(0) && !execs.contains("\"running\"") {
                     return anyhow::Ok(());
                 }
             }
         };
-        tokio::time::timeout(GONE, idle).await.context("a relay stays open with nobody attached")??;
-        let execs = self.command(["execs", "box", "-o", "json"]).run().await?.success()?.text();
-        anyhow::ensure!(!execs.contains("\"running\""), "an exec still runs: {execs}");
+        tokio::time::timeout(GONE, idle)
+            .await
+            .context("a relay stays open with nobody attached, or an exec still runs")??;
         let mut deletions = Vec::new();
         for name in &names {
             deletions.push(self.command(["delete", name]).run());
