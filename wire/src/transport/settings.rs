@@ -13,6 +13,13 @@ use crate::{limits, timing};
 /// call exceeds 64 KiB and fails, and quinn 0.11 takes that for success.
 pub const MAX_MTU: u16 = 6500;
 
+/// What cubic lets be on its way before the first acknowledgement, in bytes: three of the largest datagrams. quinn's
+/// own 12,000 are ten of the smallest, and it asks for room for a whole datagram before it sends a small one: while
+/// MTU discovery has grown them and its next, larger probe is lost with the path, there would be none, and the ping of
+/// a rebind would wait until the link dials anew. (RFC 9002, section 7.2, has 14,720 for datagrams of this size;
+/// cubic is used where paths are near.)
+const CUBIC_INITIAL_WINDOW: u64 = 3 * MAX_MTU as u64;
+
 /// Which end of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -109,7 +116,9 @@ impl Profile {
         if bbr {
             config.congestion_controller_factory(Arc::new(BbrConfig::default()));
         } else {
-            config.congestion_controller_factory(Arc::new(CubicConfig::default()));
+            let mut cubic = CubicConfig::default();
+            cubic.initial_window(CUBIC_INITIAL_WINDOW);
+            config.congestion_controller_factory(Arc::new(cubic));
         }
         Arc::new(config)
     }
