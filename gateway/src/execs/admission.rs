@@ -6,7 +6,7 @@ use holdfast_wire::{api::ExecSpec, api::OnDisconnect, ids::ExecId, spec};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Core, starting::Starter};
+use super::{Core, starters::Starter};
 use crate::{
     error::{CallError, Reason, key},
     sandboxes::SandboxHandle,

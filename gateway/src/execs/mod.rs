@@ -21,6 +21,7 @@ mod calls;
 mod convert;
 mod pump;
 mod report;
+mod starters;
 mod starting;
 mod state;
 mod task;
@@ -175,7 +176,7 @@ impl Core {
     }
 
     /// Holds an exec's place among those that are being started until its deadline, then sees to its end.
-    async fn keep_until_deadline(self: Arc<Self>, record: ExecRecord, starter: starting::Starter) {
+    async fn keep_until_deadline(self: Arc<Self>, record: ExecRecord, starter: starters::Starter) {
         let left = record.start_deadline_at.duration_since(Timestamp::now());
         tokio::select! {
             () = tokio::time::sleep(left.try_into().unwrap_or_default()) => {}
