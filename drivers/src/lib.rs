@@ -36,6 +36,6 @@ pub mod vm;
 pub use self::{
     driver::{Capabilities, ComputeDriver, Isolation, Verb},
     error::{Cause, DriverError, ErrorKind},
-    observed::{Exit, Observed, ObservedStream, Origin, Workload, WorkloadState},
+    observed::{Exit, OOM_KILLED, Observed, ObservedStream, Origin, Workload, WorkloadState},
     spec::{Bootstrap, Env, Mount, Resources, Secret, WorkloadSpec},
 };

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// A stream of levels; see [`ComputeDriver::watch`](crate::ComputeDriver::watch).
 pub type ObservedStream = BoxStream<'static, Observed>;
 
+/// The [`reason`](Observed::reason) of a workload that the kernel ended because memory ran out: spelt as Kubernetes does.
+pub const OOM_KILLED: &str = "OOMKilled";
+
 /// All that a driver knows of one workload at one time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {

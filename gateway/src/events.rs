@@ -51,6 +51,8 @@ pub mod reason {
     pub const CHAOS: &str = "Chaos";
     /// A probe failed.
     pub const PROBE_FAILED: &str = "ProbeFailed";
+    /// Something in it was killed because memory ran out.
+    pub const OUT_OF_MEMORY: &str = "OutOfMemory";
     /// Somebody asked for it to be stopped.
     pub const STOP_REQUESTED: &str = "StopRequested";
     /// Somebody asked for it to be started.

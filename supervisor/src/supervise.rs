@@ -122,6 +122,8 @@ async fn supervise(
     probe: Vec<OsString>,
     asked: Option<oneshot::Receiver<()>>,
 ) -> Result<(), RunError> {
+    // A microVM's holder is who asks.
+    let machine = asked.is_some();
     // First of all: as the first process of a namespace, a signal without a handler would be lost.
     let mut signals = Signals::listen(asked).map_err(RunError::Signals)?;
     let (token, tasks, children) = (CancellationToken::new(), TaskTracker::new(), Children::default());
@@ -140,8 +142,11 @@ async fn supervise(
         tracing::warn!(%error, "the workspace stays whose it is");
     }
     let workspace = Workspace::at(config.workspace.clone());
-    let spawner =
-        InWorkspace { spawner: Arc::new(RealSpawner::among(children)), workspace: workspace.clone() };
+    let mut processes = RealSpawner::among(children);
+    if machine {
+        processes = processes.of_a_machine();
+    }
+    let spawner = InWorkspace { spawner: Arc::new(processes), workspace: workspace.clone() };
     let execs = Execs::open(
         ExecsConfig {
             state_dir: config.state_dir.clone(),

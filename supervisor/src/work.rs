@@ -36,6 +36,9 @@ pub trait Work: Send + Sync + std::fmt::Debug + 'static {
     /// How many execs have not ended.
     fn running(&self) -> watch::Receiver<usize>;
 
+    /// Grows when something happened that makes it doubtful whether the sandbox works: it should be probed.
+    fn doubts(&self) -> watch::Receiver<u64>;
+
     /// The gateway's bound on execs.
     fn set_max_execs(&self, most: usize);
 
@@ -79,6 +82,10 @@ impl Work for Rooms {
 
     fn running(&self) -> watch::Receiver<usize> {
         self.execs.running()
+    }
+
+    fn doubts(&self) -> watch::Receiver<u64> {
+        self.execs.doubts()
     }
 
     fn set_max_execs(&self, most: usize) {

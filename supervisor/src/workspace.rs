@@ -19,7 +19,7 @@ use holdfast_wire::{api::StartFailure, ids::ExecId};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
-use crate::execs::spawn::{ProcessMark, SpawnError, SpawnRequest, Spawned, Spawner};
+use crate::execs::spawn::{MemoryUse, ProcessMark, SpawnError, SpawnRequest, Spawned, Spawner};
 
 /// Looks at the workspace that may be under way before a command: a system call on a dead mount hangs for ever, and
 /// takes a thread of the runtime with it. Beyond these, commands wait, and run into their deadline for starting.
@@ -101,6 +101,10 @@ impl<S: Spawner> Spawner for InWorkspace<S> {
 
     fn kill_leftovers(&self, exec: ExecId, mark: &ProcessMark) -> usize {
         self.spawner.kill_leftovers(exec, mark)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.spawner.memory()
     }
 }
 

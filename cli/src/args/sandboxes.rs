@@ -180,7 +180,8 @@ const PHASES: &[&str] = &[
     "Failed",
     "Deleting",
 ];
-const CONDITIONS: &[&str] = &["WorkloadRunning", "SupervisorConnected", "ExecHealthy", "FilesystemHealthy"];
+const CONDITIONS: &[&str] =
+    &["WorkloadRunning", "SupervisorConnected", "ExecHealthy", "FilesystemHealthy", "MemoryHealthy"];
 
 /// What a condition can be.
 const VALUES: &[&str] = &["True", "False", "Unknown"];

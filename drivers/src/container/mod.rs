@@ -18,6 +18,7 @@ mod address;
 mod engine;
 mod events;
 mod image;
+mod oom;
 mod recipe;
 mod record;
 mod socket;

@@ -61,6 +61,9 @@ pub(super) struct Record {
     /// The sandbox has had its volume: a later generation finds it there, or is not made.
     #[serde(default)]
     pub(super) has_workspace: bool,
+    /// The kernel's log said that its first process was killed for memory: the log forgets.
+    #[serde(default)]
+    pub(super) oom_killed: bool,
     /// Why it could not be made.
     #[serde(default)]
     pub(super) failed: Option<String>,
@@ -82,6 +85,7 @@ impl Record {
             stop_asked: false,
             pause_asked: false,
             has_workspace: false,
+            oom_killed: false,
             failed: None,
             dials: Vec::new(),
             since: Timestamp::now(),

@@ -12,7 +12,10 @@ use holdfast_wire::ids::Generation;
 use jiff::Timestamp;
 
 use super::record::Record;
-use crate::{Exit, Observed, WorkloadState};
+use crate::{Exit, OOM_KILLED, Observed, WorkloadState};
+
+/// The signal that the kernel sends where memory runs out.
+const KILL: i32 = 9;
 
 /// What the engine shows of a workload's container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,11 +137,17 @@ fn ended_level(record: &Record, ended: &Ended) -> Words {
         return (WorkloadState::Stopped, "Stopped", format!("the supervisor ended by {exit}"), ended.at);
     }
     let (reason, message) = match exit {
-        _ if ended.oom => ("OomKilled", "the container ran out of memory".to_owned()),
+        // One that ended otherwise may have lost a command for memory before.
+        Exit::Signal(KILL) if ended.oom => (OOM_KILLED, "the container ran out of memory".to_owned()),
         Exit::Signal(_) => ("KilledBySignal", format!("the supervisor ended by {exit}")),
         _ => ("SupervisorExited", format!("the supervisor ended by {exit}")),
     };
     (WorkloadState::Exited(exit), reason, with_error(message), ended.at)
+}
+
+/// Whether SIGKILL ended it.
+pub(super) fn is_killed(ended: &Ended) -> bool {
+    exit_of(ended.code) == Exit::Signal(KILL)
 }
 
 /// Engines say a signal as shells do. A supervisor by itself never exits with more than 128.
@@ -213,7 +222,7 @@ mod tests {
         assert_eq!(say(&ended(1)), (Exited(Exit::Code(1)), "SupervisorExited".into()));
         assert_eq!(say(&ended(137)), (Exited(Exit::Signal(9)), "KilledBySignal".into()));
         let oom = Ended { code: 137, oom: true, error: String::new(), at: Timestamp::UNIX_EPOCH };
-        assert_eq!(say(&Seen::Ended(oom)), (Exited(Exit::Signal(9)), "OomKilled".into()));
+        assert_eq!(say(&Seen::Ended(oom)), (Exited(Exit::Signal(9)), "OOMKilled".into()));
     }
 
     #[test]

@@ -16,9 +16,9 @@ use tokio::{
 use super::{
     Shared,
     engine::Listed,
-    image, recipe,
+    image, oom, recipe,
     record::{self, Record},
-    state::{self, Plan, Seen},
+    state::{self, Ended, Plan, Seen},
 };
 use crate::{DriverError, Observed, Origin, Verb, Workload, WorkloadSpec, WorkloadState};
 
@@ -314,7 +314,25 @@ impl Keeper {
             Some(id) => self.shared.engine.inspect(id).await?,
             None => Seen::Absent,
         };
-        Ok(There { record, seen, containers })
+        match (record, seen) {
+            (Some(record), Seen::Ended(ended)) => {
+                let (record, ended) = self.cause(record, ended).await?;
+                Ok(There { record: Some(record), seen: Seen::Ended(ended), containers })
+            }
+            (record, seen) => Ok(There { record, seen, containers }),
+        }
+    }
+
+    /// Why a container was killed that nobody asked to end, where the engine does not know.
+    async fn cause(&self, mut record: Record, mut ended: Ended) -> Result<(Record, Ended), DriverError> {
+        let killed = state::is_killed(&ended) && !record.stop_asked && !ended.oom;
+        let Some(id) = record.container.clone().filter(|_| killed) else { return Ok((record, ended)) };
+        if !record.oom_killed && spawn_blocking(move || oom::killed(&id)).await.unwrap_or(false) {
+            record.oom_killed = true;
+            self.save(&record).await?;
+        }
+        ended.oom = record.oom_killed;
+        Ok((record, ended))
     }
 
     /// The container that a verb is about; `None`: there is nothing left of it that could be asked for anything.

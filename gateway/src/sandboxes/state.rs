@@ -6,9 +6,10 @@
 //! ```text
 //!   wanted (desired, generation) ─┐
 //!   driver's level, by generation ┤
-//!   driver call under way, failed ┼──▶ assess(now) ──▶ phase, reason, message, 4 conditions
+//!   driver call under way, failed ┼──▶ assess(now) ──▶ phase, reason, message, conditions
 //!   session with the newest epoch ┤                    the next step for the task, and when to look again
-//!   its probes, with a lease ─────┘
+//!   its probes, with a lease ─────┤
+//!   what it says of memory ───────┘
 //! ```
 //!
 //! Rules that the tests hold it to: the newest epoch is the session, whatever came last; a lost link alone is
@@ -16,6 +17,7 @@
 //! delete, stop and start are taken in every phase (start and stop not once deletion has begun).
 
 mod known;
+mod memory;
 mod phase;
 mod steps;
 #[cfg(test)]
@@ -23,7 +25,7 @@ mod tests;
 
 use std::time::Duration;
 
-use holdfast_drivers::{Exit, Observed, WorkloadState};
+use holdfast_drivers::{Exit, Isolation, Observed, WorkloadState};
 use holdfast_wire::{
     api::{ConditionStatus, Phase},
     close::CloseCode,
@@ -33,6 +35,7 @@ use holdfast_wire::{
 };
 use tokio::time::Instant;
 
+use self::memory::Memory;
 use super::calls::{Call, Failure};
 use crate::store::{Desired, Why};
 
@@ -76,6 +79,7 @@ pub(super) struct Wanted {
 pub(super) struct Can {
     pub(super) stop: bool,
     pub(super) logs: bool,
+    pub(super) isolation: Isolation,
 }
 
 /// All facts about one sandbox.
@@ -103,6 +107,8 @@ pub(super) struct State {
     /// Why there is no session any more.
     lost: Option<String>,
     probes: Option<Probes>,
+    /// Of the wanted workload.
+    memory: Option<Memory>,
     /// The newest generation that has had a good probe.
     proven: Generation,
     /// Since when the workload runs without having been proven.
@@ -159,8 +165,10 @@ pub(super) struct Assessment {
     pub(super) phase: Phase,
     pub(super) reason: String,
     pub(super) message: String,
-    /// In the order of `ConditionKind::ALL`.
+    /// In the order of `ConditionKind::OF_READY`.
     pub(super) conditions: [Status; 4],
+    /// Memory's, where it is known.
+    pub(super) memory: Option<Status>,
     pub(super) steps: Vec<Step>,
     /// The wanted workload is dead for certain.
     pub(super) dead: Option<String>,
@@ -204,6 +212,7 @@ impl State {
             newest: epoch,
             lost: None,
             probes: None,
+            memory: None,
             proven: wanted.attached,
             booting: None,
             thawed: None,
@@ -220,6 +229,7 @@ impl State {
             self.thawed = None;
             self.was_paused = false;
             self.probes = None;
+            self.memory = None;
             self.lost = None;
         }
         self.failure = None;
@@ -346,6 +356,7 @@ impl State {
             self.thawed = None;
         }
         self.probes = Some(probes);
+        self.memory = health.memory.as_ref().map(|memory| Memory::of(memory, self.can.isolation, now));
         true
     }
 

@@ -14,7 +14,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use backon::BackoffBuilder;
 use holdfast_drivers::{Observed, Verb};
 use holdfast_wire::{
-    api::{self, LostReason, Phase},
+    api::{self, ConditionStatus, LostReason, Phase},
     close::CloseCode,
     control::{self, Health, RefuseCode, down},
     ids::{Epoch, Generation, Instance},
@@ -112,7 +112,7 @@ impl Task {
         let (sender, mailbox) = mpsc::channel(MAILBOX);
         let now = Instant::now();
         let can = core.parts.driver.capabilities();
-        let can = Can { stop: can.stop_start, logs: can.logs };
+        let can = Can { stop: can.stop_start, logs: can.logs, isolation: can.isolation };
         let wanted = wanted(&record, core.parts.driver.name());
         // No session of the wanted workload was ever there: all that were belong to older ones.
         let replaced = (record.attached < record.generation).then_some(record.epoch);
@@ -253,7 +253,22 @@ impl Task {
     }
 
     fn on_health(&mut self, epoch: Epoch, health: &Health) {
+        let kills = self.state.memory_kills();
         self.state.on_health(epoch, health, Instant::now());
+        if self.state.memory_kills() > kills {
+            self.on_out_of_memory();
+        }
+    }
+
+    /// The sandbox goes on without what was killed: so it is said where people look afterwards.
+    fn on_out_of_memory(&mut self) {
+        let Some(status) = self.state.assess(Instant::now()).memory else { return };
+        // Long ago, and told by a supervisor that has come to a new gateway.
+        if status.status == ConditionStatus::True {
+            return;
+        }
+        self.event(reason::OUT_OF_MEMORY, status.message.clone());
+        self.last_error(status.reason, status.message, "memory");
     }
 
     fn on_level(&mut self) {

@@ -18,7 +18,7 @@ use crate::{
 /// Events of the link that a view carries: enough to see a flapping session.
 pub(super) const LINK_EVENTS: usize = 8;
 
-/// The four facts that Ready is made of, in the order of [`View::conditions`].
+/// What is observed of a sandbox, in the order of [`View::conditions`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ConditionKind {
     /// The workload of the wanted generation runs.
@@ -29,12 +29,22 @@ pub enum ConditionKind {
     ExecHealthy,
     /// A file was written and read in the workspace, not long ago.
     FilesystemHealthy,
+    /// Nothing was killed lately because memory ran out.
+    MemoryHealthy,
 }
 
 impl ConditionKind {
-    /// All of them.
-    pub const ALL: [Self; 4] =
+    /// The four facts that Ready is made of.
+    pub const OF_READY: [Self; 4] =
         [Self::WorkloadRunning, Self::SupervisorConnected, Self::ExecHealthy, Self::FilesystemHealthy];
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::WorkloadRunning,
+        Self::SupervisorConnected,
+        Self::ExecHealthy,
+        Self::FilesystemHealthy,
+        Self::MemoryHealthy,
+    ];
 
     /// As it is on the wire.
     #[must_use]
@@ -44,6 +54,7 @@ impl ConditionKind {
             Self::SupervisorConnected => "SupervisorConnected",
             Self::ExecHealthy => "ExecHealthy",
             Self::FilesystemHealthy => "FilesystemHealthy",
+            Self::MemoryHealthy => "MemoryHealthy",
         }
     }
 }
@@ -83,8 +94,8 @@ pub struct View {
     pub reason: String,
     /// For people; may be empty.
     pub message: String,
-    /// In the order of [`ConditionKind::ALL`].
-    pub conditions: [Condition; 4],
+    /// In the order of [`ConditionKind::ALL`]; the last one only where memory is counted.
+    pub conditions: Vec<Condition>,
     /// The newest session's epoch, attached or not.
     pub epoch: Epoch,
     /// The wanted workload.
@@ -112,10 +123,10 @@ impl View {
         &self.record.name
     }
 
-    /// One of the four.
+    /// One of them, where it is known.
     #[must_use]
-    pub fn condition(&self, kind: ConditionKind) -> &Condition {
-        &self.conditions[kind as usize]
+    pub fn condition(&self, kind: ConditionKind) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.kind == kind)
     }
 
     /// The session, while one is attached and not lost.

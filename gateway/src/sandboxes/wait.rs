@@ -53,7 +53,10 @@ impl Until {
         let holds = match self {
             Self::Deleted => view.gone,
             Self::Phase(phase) => view.phase == phase && !view.gone,
-            Self::Condition(kind, status) => view.condition(kind).status == status && !view.gone,
+            Self::Condition(kind, status) => {
+                let known = view.condition(kind).map_or(ConditionStatus::Unknown, |known| known.status);
+                known == status && !view.gone
+            }
         };
         // From these nothing comes back by itself: somebody must start it, or it is on its way out.
         let needs_sessions = match self {

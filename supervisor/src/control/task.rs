@@ -28,6 +28,9 @@ use crate::link::{
 /// little more than one that works.
 const PROBE_AGAIN: Duration = Duration::from_secs(2);
 
+/// Doubts make for one probe in so long: commands that fail by the thousand must not cost as many probes.
+const DOUBTS_APART: Duration = Duration::from_secs(1);
+
 /// The connection under a session, and its socket.
 #[derive(Debug)]
 pub(super) struct Path {
@@ -46,6 +49,8 @@ pub(super) struct Control {
     route: Option<Route>,
     /// How many relays are open.
     open: watch::Receiver<usize>,
+    /// Whether the sandbox works.
+    doubts: watch::Receiver<u64>,
     news: mpsc::Sender<News>,
     outbox: Outbox,
     probes: Probes,
@@ -68,6 +73,7 @@ impl Control {
             liveness,
             route,
             outbox: Outbox::new(&tools.work),
+            doubts: tools.work.doubts(),
             probes: Probes::new(now),
             renewal: Renewal::new(tools.identity.clone()),
             path,
@@ -116,6 +122,7 @@ impl Control {
                     self.look().await;
                 },
                 () = self.outbox.changed() => {},
+                Ok(()) = self.doubts.changed() => self.probes.doubt(&self.tools),
                 health = self.probes.done() => {
                     let again = if is_good(&health) { Duration::MAX } else { PROBE_AGAIN };
                     self.outbox.health(health);
@@ -288,12 +295,27 @@ struct Probes {
     /// One more is wanted, with this nonce.
     wanted: Option<u64>,
     next: Instant,
+    /// When a doubt was last followed at once.
+    doubted: Option<Instant>,
 }
 
 impl Probes {
     /// The first one is due at once: Ready waits for it.
     fn new(now: Instant) -> Self {
-        Self { running: JoinSet::new(), nonce: 0, wanted: None, next: now }
+        Self { running: JoinSet::new(), nonce: 0, wanted: None, next: now, doubted: None }
+    }
+
+    /// Whether the sandbox works is doubtful: probes at once, or as soon as the last doubt is long enough ago.
+    fn doubt(&mut self, tools: &Tools) {
+        let now = Instant::now();
+        match self.doubted.map(|last| last + DOUBTS_APART) {
+            Some(at) if at > now => self.next = self.next.min(at),
+            _ => {
+                self.doubted = Some(now);
+                self.want(0);
+                self.start_if_wanted(tools);
+            }
+        }
     }
 
     fn plan(&mut self, every: Duration) {

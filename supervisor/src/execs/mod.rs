@@ -21,6 +21,7 @@ mod exec;
 mod open;
 mod probe;
 mod relay;
+mod signs;
 pub mod spawn;
 pub mod spool;
 mod state;
@@ -41,7 +42,7 @@ use std::{
 use holdfast_wire::{
     api::ExecInfo,
     bootstrap::SpoolLimits,
-    control,
+    control::{self, MemoryHealth},
     ids::SandboxId,
     timing,
     transport::{MessageReader, SendStream},
@@ -54,6 +55,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use probe::{PROBE_SUBCOMMAND, ProbeFailure, answer_probe, own_probe};
 pub(crate) use relay::{Refusal, accept, finish, refuse};
+use signs::Signs;
 pub use spawn::{FakeSpawner, RealSpawner, Spawner};
 use spool::Disk;
 use table::Table;
@@ -146,6 +148,7 @@ struct Inner {
     /// Grows with every exec that is accepted, runs or ends.
     revision: watch::Sender<u64>,
     running: watch::Sender<usize>,
+    signs: Signs,
     /// Bumped when the sweep has a new deadline to look at.
     swept: watch::Sender<()>,
     held_pipes: Arc<Semaphore>,
@@ -201,6 +204,18 @@ impl Execs {
     #[must_use]
     pub fn running(&self) -> watch::Receiver<usize> {
         self.inner.running.subscribe()
+    }
+
+    /// Grows whenever an exec's end says that the sandbox itself may be broken: it should be probed.
+    #[must_use]
+    pub fn doubts(&self) -> watch::Receiver<u64> {
+        self.inner.signs.doubts()
+    }
+
+    /// What the kernel has killed because memory ran out; `None` where it does not count.
+    #[must_use]
+    pub fn memory_health(&self) -> Option<MemoryHealth> {
+        self.inner.signs.memory_health()
     }
 
     /// How full the spool is, and whether its disk works.

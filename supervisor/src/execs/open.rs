@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     ExecsConfig, ExecsError, HELD_PIPES, Inner,
     exec::{Exec, now},
+    signs::Signs,
     spawn::Spawner,
     spool::{Disk, Recovered, recover},
     table::Table,
@@ -48,6 +49,7 @@ pub(super) async fn open(config: ExecsConfig, token: CancellationToken) -> Resul
         stopping: AtomicBool::new(false),
         revision: watch::Sender::new(0),
         running: watch::Sender::new(0),
+        signs: Signs::new(Arc::clone(&config.spawner)),
         swept: watch::Sender::new(()),
         held_pipes: Arc::new(Semaphore::new(HELD_PIPES)),
         tracker: TaskTracker::new(),

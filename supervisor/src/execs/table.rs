@@ -207,6 +207,7 @@ impl Inner {
         let changed = exec.advance(phase);
         if let (Some(outcome), true) = (ended, changed) {
             tracing::info!(exec = %exec.id, ?outcome, "an exec has ended");
+            self.signs.on_end(exec.id, &outcome);
             self.running.send_modify(|running| *running = running.saturating_sub(1));
             self.swept.send_replace(());
         }

@@ -47,6 +47,7 @@ impl Prober {
             spool_limit_bytes: limit,
             execs_running: u32::try_from(*execs.running().borrow()).unwrap_or(u32::MAX),
             spool_error: error.unwrap_or_default(),
+            memory: execs.memory_health(),
         }
     }
 }

@@ -335,6 +335,10 @@ impl Work for SimWork {
         self.execs.running()
     }
 
+    fn doubts(&self) -> watch::Receiver<u64> {
+        self.execs.doubts()
+    }
+
     fn set_max_execs(&self, most: usize) {
         self.execs.set_max_execs(most);
     }
@@ -355,6 +359,7 @@ impl Work for SimWork {
             spool_limit_bytes: limit,
             execs_running: u32::try_from(*self.execs.running().borrow()).unwrap_or(u32::MAX),
             spool_error: error.unwrap_or_default(),
+            memory: self.execs.memory_health(),
         }
     }
 }

@@ -113,6 +113,7 @@ pub(crate) fn ups() -> Vec<(&'static str, control::Up)> {
                 spool_limit_bytes: 512 << 20,
                 execs_running: 4,
                 spool_error: "no space left".to_owned(),
+                memory: None,
             }),
         ),
         ("heartbeat", Body::Heartbeat(control::Heartbeat { seq: 300, echo: true })),

@@ -1,5 +1,7 @@
 //! What is known of the wanted workload, from the driver's word and the supervisor's signs of life.
 
+use holdfast_drivers::OOM_KILLED;
+
 use super::*;
 
 /// What is known of the wanted workload.
@@ -105,6 +107,9 @@ impl State {
 /// Why a workload that should run does not.
 fn death(observed: &Observed) -> (String, String) {
     let (reason, what) = match observed.state {
+        WorkloadState::Exited(exit) if observed.reason == OOM_KILLED => {
+            (OOM_KILLED, format!("the workload was ended by {exit}"))
+        }
         WorkloadState::Exited(exit @ Exit::Code(_)) => {
             ("WorkloadExited", format!("the workload ended with {exit}"))
         }
@@ -119,6 +124,7 @@ fn death(observed: &Observed) -> (String, String) {
     };
     let message = match (observed.reason.as_str(), observed.message.as_str()) {
         (_, "") => what,
+        (OOM_KILLED, message) => format!("{what}: {message}"),
         (reason, message) => format!("{what} ({reason}: {message})"),
     };
     (reason.to_owned(), message)

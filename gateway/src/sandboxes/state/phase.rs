@@ -1,6 +1,6 @@
 //! From facts to one word: the phase, why, and the four conditions.
 
-use super::{known::Known, *};
+use super::{super::view::ConditionKind, known::Known, *};
 
 type Told = (Phase, String, String);
 
@@ -22,6 +22,12 @@ impl State {
             Desired::Running => self.running(&known, &conditions, ready, now),
         };
         let message = self.with_console(phase, message);
+        let mut conditions = conditions;
+        if matches!(known, Known::Dead { .. }) {
+            // Whoever reads conditions alone shall see why, too.
+            let dead = &mut conditions[ConditionKind::WorkloadRunning as usize].message;
+            *dead = self.with_console(phase, std::mem::take(dead));
+        }
         let dead = match (self.wanted.desired, &known) {
             (Desired::Running | Desired::Paused, Known::Dead { message, certain: true, .. }) => {
                 Some(message.clone())
@@ -30,7 +36,8 @@ impl State {
         };
         let steps = self.steps(&known, phase, now);
         let wake_at = self.wake_at(now);
-        Assessment { phase, reason, message, conditions, steps, dead, wake_at }
+        let memory = self.memory_status(now);
+        Assessment { phase, reason, message, conditions, memory, steps, dead, wake_at }
     }
 
     fn deleting(&self) -> Told {
@@ -270,11 +277,11 @@ fn told(phase: Phase, reason: &str, message: &str) -> Told {
     (phase, reason.to_owned(), message.to_owned())
 }
 
-fn yes(reason: &str) -> Status {
+pub(super) fn yes(reason: &str) -> Status {
     Status { status: ConditionStatus::True, reason: reason.to_owned(), message: String::new() }
 }
 
-fn no(reason: &str, message: &str) -> Status {
+pub(super) fn no(reason: &str, message: &str) -> Status {
     Status { status: ConditionStatus::False, reason: reason.to_owned(), message: message.to_owned() }
 }
 

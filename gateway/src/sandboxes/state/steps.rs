@@ -112,6 +112,11 @@ impl State {
             Level::Seen(seen) if seen.state == WorkloadState::Failed => Some(self.level_at + UNCERTAIN),
             _ => None,
         };
-        [lease, first, retry, boot, thaw, uncertain].into_iter().flatten().filter(|at| *at > now).min()
+        let memory = self.memory_wakes_at();
+        [lease, first, retry, boot, thaw, uncertain, memory]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at > now)
+            .min()
     }
 }

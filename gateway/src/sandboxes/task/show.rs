@@ -34,23 +34,25 @@ impl Task {
             _ if self.state.failure().is_some() => "driver",
             _ => "",
         };
-        let known = self.record.last_error.as_ref();
-        let same = known.is_some_and(|last| {
-            last.reason == assessment.reason && last.message == assessment.message && last.source == source
-        });
-        if !source.is_empty() && !same {
-            let last_error = Some(api::LastError {
-                reason: assessment.reason.clone(),
-                message: assessment.message.clone(),
-                source: source.to_owned(),
-                at: Some(stamp(Timestamp::now())),
-            });
-            self.record = Arc::new(SandboxRecord { last_error, ..SandboxRecord::clone(&self.record) });
-            self.rewrite_at.get_or_insert_with(Instant::now);
+        if !source.is_empty() {
+            self.last_error(assessment.reason.clone(), assessment.message.clone(), source);
         }
         if self.state.wanted.attached != self.record.attached || self.state.wanted.made != self.record.made {
             self.rewrite_at.get_or_insert_with(Instant::now);
         }
+    }
+
+    /// Remembers what went wrong last.
+    pub(super) fn last_error(&mut self, reason: String, message: String, source: &str) {
+        let same =
+            |last: &api::LastError| last.reason == reason && last.message == message && last.source == source;
+        if self.record.last_error.as_ref().is_some_and(same) {
+            return;
+        }
+        let at = Some(stamp(Timestamp::now()));
+        let last_error = Some(api::LastError { reason, message, source: source.to_owned(), at });
+        self.record = Arc::new(SandboxRecord { last_error, ..SandboxRecord::clone(&self.record) });
+        self.rewrite_at.get_or_insert_with(Instant::now);
     }
 
     /// Shows what is, if it is anything new.
@@ -91,9 +93,10 @@ pub(super) fn shown(
     gone: bool,
 ) -> View {
     let now = Timestamp::now();
-    let conditions = ConditionKind::ALL.map(|kind| {
-        let status = &assessment.conditions[kind as usize];
-        let since = old.map(|old| old.condition(kind)).filter(|old| old.status == status.status);
+    let memory = assessment.memory.as_ref().map(|status| (ConditionKind::MemoryHealthy, status));
+    let conditions = ConditionKind::OF_READY.into_iter().zip(&assessment.conditions).chain(memory);
+    let conditions = conditions.map(|(kind, status)| {
+        let since = old.and_then(|old| old.condition(kind)).filter(|old| old.status == status.status);
         Condition {
             kind,
             status: status.status,
@@ -102,6 +105,7 @@ pub(super) fn shown(
             last_transition: since.map_or(now, |old| old.last_transition),
         }
     });
+    let conditions = conditions.collect();
     View {
         record: record.clone(),
         phase: assessment.phase,

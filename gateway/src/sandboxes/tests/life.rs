@@ -170,7 +170,7 @@ async fn another_writer_is_noticed_and_followed() {
 async fn a_conditions_time_is_kept_while_its_status_is() {
     let mut bench = Bench::new().await;
     let (handle, session, _down) = bench.ready("dev").await;
-    let since = handle.now().condition(ConditionKind::ExecHealthy).last_transition;
+    let since = handle.now().condition(ConditionKind::ExecHealthy).unwrap().last_transition;
     let failing = Health {
         filesystem: Some(ProbeResult {
             errno: 5,
@@ -185,8 +185,8 @@ async fn a_conditions_time_is_kept_while_its_status_is() {
         (view.reason.as_str(), view.message.as_str()),
         ("FilesystemProbeFailed", "/workspace: write (errno 5)")
     );
-    assert_eq!(view.condition(ConditionKind::ExecHealthy).last_transition, since);
-    assert!(view.condition(ConditionKind::FilesystemHealthy).last_transition > since);
+    assert_eq!(view.condition(ConditionKind::ExecHealthy).unwrap().last_transition, since);
+    assert!(view.condition(ConditionKind::FilesystemHealthy).unwrap().last_transition > since);
 }
 
 #[tokio::test(start_paused = true)]

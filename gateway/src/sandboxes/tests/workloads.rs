@@ -76,8 +76,10 @@ async fn after_a_restart_workloads_are_adopted_and_sandboxes_reconnecting_until_
     let made = bench.machine.count(Verb::Ensure);
     let mut bench = bench.restart().await;
     let handle = bench.sandboxes.by_id(before.id()).unwrap();
-    reached(&handle, |view| view.condition(ConditionKind::WorkloadRunning).status == ConditionStatus::True)
-        .await;
+    reached(&handle, |view| {
+        view.condition(ConditionKind::WorkloadRunning).unwrap().status == ConditionStatus::True
+    })
+    .await;
     assert_eq!(handle.now().phase, Phase::Reconnecting);
     let (session, _down) = bench.attach(&handle, Instance::random()).await;
     assert_eq!(session.epoch(), Epoch(2), "epochs go on where they were");

@@ -13,6 +13,7 @@
 //! | `background 10s` | leaves a grandchild that holds the output open for so long after the exit |
 //! | `close` | closes stdout and stderr, runs on |
 //! | `exit N`, `die N` | ends with this code, by this signal |
+//! | `oom` | ends by SIGKILL: memory ran out |
 //! | `start 3s` | (first) starting takes so long |
 //! | `fail KIND ERRNO` | (first) cannot be started: `not_found`, `cannot_invoke`, `bad_cwd`, `unknown_user`, `resources` |
 //!
@@ -29,7 +30,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Control, Exit, ProcessMark, SpawnError, SpawnRequest, Spawned, Spawner};
+use super::{Control, Exit, MemoryUse, ProcessMark, SpawnError, SpawnRequest, Spawned, Spawner};
 
 /// What a pipe holds, in bytes: the kernel's default.
 const PIPE: usize = 64 * 1024;
@@ -39,6 +40,7 @@ const PIPE: usize = 64 * 1024;
 pub struct FakeSpawner {
     tracker: TaskTracker,
     next_pid: Arc<std::sync::atomic::AtomicU32>,
+    memory: Arc<std::sync::Mutex<MemoryUse>>,
 }
 
 impl FakeSpawner {
@@ -52,6 +54,11 @@ impl FakeSpawner {
     #[must_use]
     pub fn alive(&self) -> usize {
         self.tracker.len()
+    }
+
+    /// What the kernel is said to have counted.
+    pub fn set_memory(&self, memory: MemoryUse) {
+        *self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = memory;
     }
 }
 
@@ -101,6 +108,7 @@ fn parse_step(step: &str) -> Option<Step> {
         "close" => Step::Close,
         "exit" => Step::End(Exit::Code(rest.parse().ok()?)),
         "die" => Step::End(Exit::Signal { signal: rest.parse().ok()?, core: false, oom: false }),
+        "oom" => Step::End(Exit::Signal { signal: libc::SIGKILL, core: false, oom: true }),
         "start" => Step::Start(time()?),
         "fail" => {
             let (kind, errno) = rest.split_once(' ')?;
@@ -141,6 +149,10 @@ impl Spawner for FakeSpawner {
             }
             Ok(this.play(steps, &request))
         })
+    }
+
+    fn memory(&self) -> MemoryUse {
+        *self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

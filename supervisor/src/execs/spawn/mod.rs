@@ -40,6 +40,20 @@ pub trait Spawner: Send + Sync + std::fmt::Debug + 'static {
         let _ = (exec, mark);
         0
     }
+
+    /// What is known of memory now. Reads a small file.
+    fn memory(&self) -> MemoryUse {
+        MemoryUse::default()
+    }
+}
+
+/// Memory as the kernel counts it for the supervisor and all that it starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// How many processes it has killed because memory ran out; `None`: nothing is counted.
+    pub kills: Option<u64>,
+    /// The bound in bytes.
+    pub limit: Option<u64>,
 }
 
 /// The variable that every command of an exec carries; also how its strays are found again.

@@ -27,8 +27,8 @@ use rustix::{
 };
 
 use super::{
-    Control, EXEC_ID_VARIABLE, Exit, Input, KILL_ROUND, Output, ProcessMark, SpawnError, SpawnRequest,
-    Spawned, Spawner,
+    Control, EXEC_ID_VARIABLE, Exit, Input, KILL_ROUND, MemoryUse, Output, ProcessMark, SpawnError,
+    SpawnRequest, Spawned, Spawner,
     cgroup::Cgroup,
     child::{self, Identity, Plan, Stage},
     lookup,
@@ -99,6 +99,16 @@ impl RealSpawner {
         Self { machine: Arc::new(machine) }
     }
 
+    /// In a microVM, whose whole memory is this supervisor's and its commands'.
+    #[must_use]
+    pub fn of_a_machine(mut self) -> Self {
+        // Just made: nobody else holds it.
+        if let Some(machine) = Arc::get_mut(&mut self.machine) {
+            machine.oom_kills = Kills::of_the_machine();
+        }
+        self
+    }
+
     /// Whether every exec gets a cgroup of its own.
     #[must_use]
     pub fn has_cgroups(&self) -> bool {
@@ -133,6 +143,10 @@ impl Spawner for RealSpawner {
             cgroup.remove();
         }
         killed
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.machine.oom_kills.memory()
     }
 }
 

@@ -316,6 +316,7 @@ pub(super) struct FakeWork {
     pub(super) execs: Mutex<Vec<ExecInfo>>,
     pub(super) revision: watch::Sender<u64>,
     pub(super) running: watch::Sender<usize>,
+    pub(super) doubts: watch::Sender<u64>,
     pub(super) serving: Arc<AtomicUsize>,
     pub(super) probes: AtomicUsize,
     pub(super) max_execs: AtomicUsize,
@@ -330,6 +331,7 @@ impl Default for FakeWork {
             execs: Mutex::default(),
             revision: watch::Sender::new(0),
             running: watch::Sender::new(0),
+            doubts: watch::Sender::new(0),
             serving: Arc::default(),
             probes: AtomicUsize::new(0),
             max_execs: AtomicUsize::new(0),
@@ -391,6 +393,10 @@ impl Work for FakeWork {
 
     fn running(&self) -> watch::Receiver<usize> {
         self.running.subscribe()
+    }
+
+    fn doubts(&self) -> watch::Receiver<u64> {
+        self.doubts.subscribe()
     }
 
     fn set_max_execs(&self, most: usize) {

@@ -71,6 +71,31 @@ async fn a_probe_that_is_asked_for_is_answered_with_its_nonce_and_probes_go_on_b
 }
 
 #[tokio::test]
+async fn a_doubt_is_probed_at_once_and_a_thousand_cost_no_more_than_one_a_second() {
+    let world = World::new();
+    let gateway = world.gateway();
+    let _link = world.link(&[gateway.address]);
+    let mut session = gateway.welcome(1).await;
+    session.health(0).await;
+    let settings = Settings { probe_every_ms: 600_000, ..Settings::default() };
+    session.down(down::Body::Settings(settings)).await;
+    session.down(down::Body::ProbeNow(ProbeNow { nonce: 1 })).await;
+    session.health(1).await;
+    let before = world.work.probes.load(Ordering::SeqCst);
+    let begun = tokio::time::Instant::now();
+    world.work.doubts.send_modify(|doubts| *doubts += 1);
+    session.health(0).await;
+    assert!(begun.elapsed() < ms(900), "{:?}", begun.elapsed());
+    for _ in 0..1000 {
+        world.work.doubts.send_modify(|doubts| *doubts += 1);
+        tokio::task::yield_now().await;
+    }
+    session.health(0).await;
+    assert!(begun.elapsed() >= ms(900), "{:?}", begun.elapsed());
+    assert_eq!(world.work.probes.load(Ordering::SeqCst) - before, 2);
+}
+
+#[tokio::test]
 async fn settings_take_effect_at_once() {
     let world = World::new();
     let gateway = world.gateway();

@@ -1,6 +1,7 @@
 //! What follows from facts, fact by fact, and then from facts in any order.
 
 mod facts;
+mod memory;
 mod properties;
 mod wishes;
 
@@ -32,7 +33,7 @@ struct Bench {
 impl Bench {
     fn new(wanted: Wanted) -> Self {
         let now = Instant::now();
-        let can = Can { stop: true, logs: true };
+        let can = Can { stop: true, logs: true, isolation: Isolation::Container };
         Self { state: State::new(wanted, can, BOOT, Epoch(0), now), now }
     }
 
