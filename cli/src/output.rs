@@ -17,6 +17,9 @@ pub(crate) const SCHEMA_VERSION: u32 = 1;
 /// Progress is shown for what takes longer: shorter would flicker.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often it is asked how something comes along: a person sees it move, a gateway does not notice.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
 /// Where and how this process writes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
@@ -124,6 +127,37 @@ impl Output {
         }
         let _spinner = self.spinner(text);
         what.await
+    }
+
+    /// The same, of something that can be asked how it comes along, which is shown beside it.
+    pub(crate) async fn following<T>(
+        self,
+        text: &str,
+        what: impl Future<Output = T>,
+        mut ask: impl AsyncFnMut() -> Option<String>,
+    ) -> T {
+        tokio::pin!(what);
+        tokio::select! {
+            biased;
+            done = &mut what => return done,
+            () = sleep(PATIENCE) => {}
+        }
+        let spinner = self.spinner(text);
+        let asking = async {
+            // Only where somebody sees it.
+            let Some(bar) = &spinner.0 else { return std::future::pending().await };
+            loop {
+                if let Some(now) = ask().await {
+                    bar.set_message(format!("{text}: {now}"));
+                }
+                sleep(ASK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            done = &mut what => done,
+            () = asking => what.await,
+        }
     }
 
     /// Progress of something with bytes, on stderr, until it is dropped.

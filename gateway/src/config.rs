@@ -132,6 +132,7 @@ struct FileContainer {
     network: Option<String>,
     mounts: Vec<String>,
     cgroup_parent: Option<String>,
+    pull_silence_seconds: Option<u64>,
 }
 
 /// The vm driver's keys.
@@ -226,6 +227,8 @@ pub struct ContainerSettings {
     pub mounts: Vec<String>,
     /// The cgroup that containers are put under.
     pub cgroup_parent: Option<String>,
+    /// How long a pull may be silent; `None`: the driver's default.
+    pub pull_silence: Option<Duration>,
 }
 
 /// Settings that make no sense.
@@ -331,6 +334,11 @@ impl Config {
             network: args.network.clone().or(file.container.network),
             mounts: file.container.mounts,
             cgroup_parent: file.container.cgroup_parent,
+            // None at all would be a pull that fails before it has begun.
+            pull_silence: file
+                .container
+                .pull_silence_seconds
+                .map(|seconds| Duration::from_secs(seconds.max(1))),
         };
         if let Some(congestion) = file.congestion {
             config.congestion =

@@ -331,6 +331,7 @@ async fn open_driver(config: &Config, listen: SocketAddr) -> Result<Arc<dyn Comp
         }
         "container" => {
             let asked = config.container.clone();
+            let defaults = ContainerConfig::new(config.data_dir.join("containers"), listen);
             let container = ContainerConfig {
                 engine: asked.engine,
                 supervisor: asked.supervisor,
@@ -338,8 +339,9 @@ async fn open_driver(config: &Config, listen: SocketAddr) -> Result<Arc<dyn Comp
                 network: asked.network,
                 mounts: asked.mounts,
                 cgroup_parent: asked.cgroup_parent,
+                pull_silence: asked.pull_silence.unwrap_or(defaults.pull_silence),
                 advertised: config.advertise.clone(),
-                ..ContainerConfig::new(config.data_dir.join("containers"), listen)
+                ..defaults
             };
             Ok(Arc::new(ContainerDriver::open(container).await.map_err(failed)?))
         }

@@ -22,8 +22,12 @@ mod many;
 mod nat;
 #[path = "containers/phantoms.rs"]
 mod phantoms;
+#[path = "containers/pulls.rs"]
+mod pulls;
 #[path = "containers/site.rs"]
 mod site;
+#[path = "containers/workspace.rs"]
+mod workspace;
 
 /// The command under test.
 const HOLDFAST: &str = env!("CARGO_BIN_EXE_holdfast-under-test");

@@ -31,6 +31,9 @@ const DELETE: Duration = Duration::from_secs(60);
 /// Between tries while the gateway is away.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// As much of a stage as fits beside the rest, in characters.
+const STAGE: usize = 160;
+
 /// More pages than sandboxes are likely to be; a server that pages for ever is broken.
 const MAX_PAGES: usize = 1000;
 
@@ -45,7 +48,8 @@ pub(super) async fn create(args: CreateArgs, context: &Context) -> Result<u8, Fa
         let name = sandbox.name.clone();
         let what = format!("waiting until {name} is ready");
         let ready = until(&client, &name, "ready", args.timeout);
-        if let Some(ready) = context.output.during(&what, ready).await? {
+        let stage = async || Box::pin(stage(&client, &name)).await;
+        if let Some(ready) = Box::pin(context.output.following(&what, ready, stage)).await? {
             sandbox = ready;
         }
     }
@@ -162,7 +166,8 @@ pub(super) async fn wait(args: &WaitArgs, context: &Context) -> Result<u8, Faile
     }
     let what = format!("waiting for {name} to be {}", args.until);
     let waited = until(&client, name, &args.until, args.timeout.unwrap_or(WAIT));
-    if let Some(sandbox) = context.output.during(&what, waited).await?
+    let stage = async || Box::pin(stage(&client, name)).await;
+    if let Some(sandbox) = Box::pin(context.output.following(&what, waited, stage)).await?
         && context.output.format != crate::args::Format::Table
     {
         context.output.one("sandboxes", &Sandbox::from(sandbox))?;
@@ -214,6 +219,17 @@ pub(super) async fn until(
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// What a sandbox waits for, in its own words.
+async fn stage(client: &Client, name: &str) -> Option<String> {
+    let mut sandboxes = client.sandboxes();
+    let request = GetSandboxRequest { sandbox: name.to_owned() };
+    let response = client.call("look", CALL_TIMEOUT, sandboxes.get(request)).await.ok()?;
+    let status = response.sandbox?.status?;
+    let text = if status.message.is_empty() { status.reason } else { status.message };
+    // A console's lines have no place on a line that is written over.
+    text.lines().next().map(|line| line.chars().take(STAGE).collect())
 }
 
 /// What a sandbox is instead, for the message of a wait that was in vain.

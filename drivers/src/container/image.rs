@@ -15,23 +15,23 @@ use crate::DriverError;
 
 /// Looking for an image.
 const ASK: Duration = Duration::from_secs(20);
-/// A pull that says nothing for so long hangs.
-const SILENCE: Duration = Duration::from_secs(120);
 /// How often progress is told: enough for a person to see it move.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 /// The most layers that are counted. Images have at most 127.
 const MOST_LAYERS: usize = 512;
 
-/// Ends with the image at the engine, and says what is configured in it. `tell` hears how a pull comes along.
+/// Ends with the image at the engine, and says what is configured in it. `tell` hears how a pull comes along; one that
+/// says nothing for `silence` hangs.
 pub(super) async fn ensure(
     engine: &Engine,
     image: &str,
+    silence: Duration,
     tell: impl FnMut(String),
 ) -> Result<ImageConfig, DriverError> {
     if let Some(config) = look(engine, image).await? {
         return Ok(config);
     }
-    pull(engine, image, tell).await?;
+    pull(engine, image, silence, tell).await?;
     match look(engine, image).await? {
         Some(config) => Ok(config),
         None => Err(not_there(engine, image, "it was pulled, and is still not there")),
@@ -50,15 +50,23 @@ async fn look(engine: &Engine, image: &str) -> Result<Option<ImageConfig>, Drive
     }
 }
 
-async fn pull(engine: &Engine, image: &str, mut tell: impl FnMut(String)) -> Result<(), DriverError> {
+async fn pull(
+    engine: &Engine,
+    image: &str,
+    silence: Duration,
+    mut tell: impl FnMut(String),
+) -> Result<(), DriverError> {
     let options = CreateImageOptions { from_image: Some(with_tag(image)), ..CreateImageOptions::default() };
     let mut steps = engine.docker().create_image(Some(options), None, None);
     let mut progress = Progress::default();
     let mut told = Instant::now();
     tell(format!("pulling {image}"));
     loop {
-        let step = match timeout(SILENCE, steps.next()).await {
-            Err(_) => return Err(late(&format!("pulling image {image}"), SILENCE)),
+        let step = match timeout(silence, steps.next()).await {
+            Err(_) => {
+                let why = format!("the registry said nothing for {} s ({progress})", silence.as_secs());
+                return Err(not_there(engine, image, &why));
+            }
             Ok(None) => return Ok(()),
             Ok(Some(step)) => step,
         };

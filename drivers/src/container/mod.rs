@@ -44,7 +44,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{
     address::Reach,
     engine::Engine,
-    task::{Keeper, Reply, Request},
+    task::{Door, Keeper, Letter, Reply, Request},
 };
 use crate::{
     Capabilities, ComputeDriver, DriverError, Isolation, Observed, ObservedStream, Verb, Workload,
@@ -54,6 +54,9 @@ use crate::{
 /// How many verbs on one sandbox may wait for each other. A gateway has one writer a sandbox; beside it there are
 /// looks, of which a busy engine can make many.
 const MAILBOX: usize = 256;
+
+/// How long a registry may be silent in the middle of a pull, if nobody says.
+const PULL_SILENCE: Duration = Duration::from_secs(120);
 
 /// The driver.
 #[derive(Debug)]
@@ -78,6 +81,8 @@ pub struct ContainerConfig {
     pub mounts: Vec<String>,
     /// The cgroup that the engine puts containers under; `None`: the engine's own choice.
     pub cgroup_parent: Option<String>,
+    /// A pull of an image that says nothing for so long has failed.
+    pub pull_silence: Duration,
     /// What the gateway listens on, QUIC that is.
     pub listen: SocketAddr,
     /// What supervisors shall dial; empty: worked out from `listen` and the container's network.
@@ -100,6 +105,7 @@ impl ContainerConfig {
             network: None,
             mounts: Vec::new(),
             cgroup_parent: None,
+            pull_silence: PULL_SILENCE,
             listen,
             advertised: Vec::new(),
             spool: SpoolLimits::default(),
@@ -115,6 +121,7 @@ struct Settings {
     network: Option<String>,
     mounts: Vec<String>,
     cgroup_parent: Option<String>,
+    pull_silence: Duration,
     reach: Reach,
     spool: SpoolLimits,
     log: String,
@@ -129,7 +136,7 @@ struct Shared {
     installation: String,
     settings: Settings,
     board: Board,
-    keepers: Mutex<HashMap<SandboxId, mpsc::Sender<Request>>>,
+    keepers: Mutex<HashMap<SandboxId, Door>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
     /// Held until the last keeper is done, so that the next driver never meets one at work.
@@ -174,6 +181,7 @@ impl ContainerDriver {
                 network: config.network,
                 mounts: config.mounts,
                 cgroup_parent: config.cgroup_parent,
+                pull_silence: config.pull_silence,
                 reach,
                 spool: config.spool,
                 log: config.log,
@@ -341,24 +349,23 @@ impl Shared {
     /// request never goes to a keeper that has looked for the last time.
     fn hand_over(self: &Arc<Self>, sandbox: SandboxId, request: Request) -> Result<(), String> {
         let mut keepers = self.keepers();
-        let keeper = match keepers.get(&sandbox).filter(|keeper| !keeper.is_closed()) {
-            Some(keeper) => keeper.clone(),
+        let door = match keepers.get(&sandbox).filter(|door| !door.is_closed()) {
+            Some(door) => door,
             None => {
-                let (keeper, mailbox) = mpsc::channel(MAILBOX);
-                keepers.insert(sandbox, keeper.clone());
+                let (door, keeper, mailbox) = Keeper::new(self.clone(), sandbox, MAILBOX);
                 // Its first request is put in below, under the same lock: so it does not retire before.
-                self.tasks.spawn(Keeper::new(self.clone(), sandbox).run(mailbox));
-                keeper
+                self.tasks.spawn(keeper.run(mailbox));
+                keepers.entry(sandbox).insert_entry(door).into_mut()
             }
         };
-        keeper.try_send(request).map_err(|error| match error {
+        door.hand_over(request).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => format!("{MAILBOX} requests wait for it already"),
             mpsc::error::TrySendError::Closed(_) => "its keeper is gone".to_owned(),
         })
     }
 
     /// Strikes a keeper off, unless somebody wants something of it.
-    fn retire(&self, sandbox: SandboxId, mailbox: &mpsc::Receiver<Request>) -> bool {
+    fn retire(&self, sandbox: SandboxId, mailbox: &mpsc::Receiver<Letter>) -> bool {
         let mut keepers = self.keepers();
         let idle = mailbox.is_empty();
         if idle {
@@ -367,7 +374,7 @@ impl Shared {
         idle
     }
 
-    fn keepers(&self) -> MutexGuard<'_, HashMap<SandboxId, mpsc::Sender<Request>>> {
+    fn keepers(&self) -> MutexGuard<'_, HashMap<SandboxId, Door>> {
         // A panic while holding the lock cannot leave half an entry.
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,13 +3,16 @@
 //! Every verb on a sandbox comes through its keeper's mailbox, so that two verbs never meet on one container, and a
 //! caller that goes away leaves nothing half done. A keeper remembers nothing: each request begins with the record and
 //! with what the engine shows. When its mailbox is empty it retires.
+//!
+//! One thing is not waited for: a pull, which may take as long as a registry likes, ends when a stop or a delete comes in
+//! behind it.
 
 use std::{io, sync::Arc, time::Duration};
 
 use holdfast_wire::ids::{Generation, SandboxId};
 use jiff::Timestamp;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
 };
 
@@ -39,11 +42,48 @@ pub(super) enum Request {
     Look(Reply<()>),
 }
 
+impl Request {
+    /// Whether it makes a pull before it useless.
+    fn ends_the_workload(&self) -> bool {
+        matches!(self, Self::Stop(..) | Self::Delete(_))
+    }
+}
+
+/// A request, and how many had come that end the workload, itself included.
+pub(super) type Letter = (u64, Request);
+
+/// The way to a keeper.
+#[derive(Debug)]
+pub(super) struct Door {
+    mailbox: mpsc::Sender<Letter>,
+    ends: watch::Sender<u64>,
+}
+
+impl Door {
+    pub(super) fn is_closed(&self) -> bool {
+        self.mailbox.is_closed()
+    }
+
+    pub(super) fn hand_over(&self, request: Request) -> Result<(), mpsc::error::TrySendError<()>> {
+        let before = *self.ends.borrow();
+        let ends = before + u64::from(request.ends_the_workload());
+        self.mailbox.try_send((ends, request)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => mpsc::error::TrySendError::Full(()),
+            mpsc::error::TrySendError::Closed(_) => mpsc::error::TrySendError::Closed(()),
+        })?;
+        if ends != before {
+            self.ends.send_replace(ends);
+        }
+        Ok(())
+    }
+}
+
 /// One workload's worker.
 #[derive(Debug)]
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     sandbox: SandboxId,
+    ends: watch::Receiver<u64>,
 }
 
 /// What there is of a workload.
@@ -56,16 +96,22 @@ struct There {
 }
 
 impl Keeper {
-    pub(super) fn new(shared: Arc<Shared>, sandbox: SandboxId) -> Self {
-        Self { shared, sandbox }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        sandbox: SandboxId,
+        letters: usize,
+    ) -> (Door, Self, mpsc::Receiver<Letter>) {
+        let (sender, mailbox) = mpsc::channel(letters);
+        let (ends, told) = watch::channel(0);
+        (Door { mailbox: sender, ends }, Self { shared, sandbox, ends: told }, mailbox)
     }
 
     /// Does what is asked until nothing is, or until the driver closes.
-    pub(super) async fn run(self, mut mailbox: mpsc::Receiver<Request>) {
+    pub(super) async fn run(self, mut mailbox: mpsc::Receiver<Letter>) {
         let cancel = self.shared.cancel.clone();
         loop {
-            let request = match mailbox.try_recv() {
-                Ok(request) => request,
+            let (ends, request) = match mailbox.try_recv() {
+                Ok(letter) => letter,
                 Err(_) if self.shared.retire(self.sandbox, &mailbox) => return,
                 Err(_) => continue,
             };
@@ -73,15 +119,15 @@ impl Keeper {
                 biased;
                 // What is half done then is found so by the next driver, which carries it on.
                 () = cancel.cancelled() => return,
-                () = self.on_request(request) => {}
+                () = self.on_request(ends, request) => {}
             }
         }
     }
 
-    async fn on_request(&self, request: Request) {
+    async fn on_request(&self, ends: u64, request: Request) {
         match request {
             Request::Ensure(spec, reply) => {
-                let made = Box::pin(self.ensure(&spec)).await;
+                let made = Box::pin(self.ensure(&spec, ends)).await;
                 if let Err(error) = &made {
                     tracing::warn!(sandbox = %self.sandbox, generation = %spec.generation, %error, "the workload was not made");
                 }
@@ -108,7 +154,7 @@ impl Keeper {
         }
     }
 
-    async fn ensure(&self, spec: &WorkloadSpec) -> Result<Workload, DriverError> {
+    async fn ensure(&self, spec: &WorkloadSpec, ends: u64) -> Result<Workload, DriverError> {
         let attempted = || format!("ensure {} generation {}", spec.sandbox, spec.generation);
         let there = self.there().await?;
         let newest = there.record.as_ref().map(|record| record.generation).unwrap_or_default();
@@ -123,7 +169,7 @@ impl Keeper {
                     self.shared.engine.remove(&old.id).await?;
                 }
                 let has_workspace = there.record.is_some_and(|record| record.has_workspace);
-                self.create(spec, has_workspace).await?;
+                self.create(spec, has_workspace, ends).await?;
                 Origin::Created
             }
         };
@@ -134,11 +180,11 @@ impl Keeper {
     }
 
     /// Makes and starts the container. What cannot be made leaves nothing but its record.
-    async fn create(&self, spec: &WorkloadSpec, has_workspace: bool) -> Result<(), DriverError> {
+    async fn create(&self, spec: &WorkloadSpec, has_workspace: bool, ends: u64) -> Result<(), DriverError> {
         let mut record = Record { has_workspace, ..Record::new(spec.sandbox, spec.generation, &spec.name) };
         self.save(&record).await?;
         self.publish(&record, &Seen::Absent);
-        let made = self.make(spec, &mut record).await;
+        let made = self.make(spec, &mut record, ends).await;
         if let Err(error) = &made {
             // A container without a start would be taken for one that is being made.
             if let Some(container) = record.container.take()
@@ -154,7 +200,7 @@ impl Keeper {
         made
     }
 
-    async fn make(&self, spec: &WorkloadSpec, record: &mut Record) -> Result<(), DriverError> {
+    async fn make(&self, spec: &WorkloadSpec, record: &mut Record, ends: u64) -> Result<(), DriverError> {
         let shared = &self.shared;
         let engine = &shared.engine;
         // Checked before: a spec without an image and a gateway without a default are refused.
@@ -164,7 +210,13 @@ impl Keeper {
             let Some(creating) = creating else { return };
             shared.board.put(Observed { reason: "PullingImage".to_owned(), message, ..creating });
         };
-        let image = image::ensure(engine, image, tell).await?;
+        let image = tokio::select! {
+            image = image::ensure(engine, image, shared.settings.pull_silence, tell) => image?,
+            () = self.unwanted(ends) => {
+                let attempted = format!("making the workload of {}", spec.sandbox);
+                return Err(DriverError::conflict(attempted, "it was to end before its image was there"));
+            }
+        };
         let network = recipe::network(shared, spec);
         let Some(found) = engine.network(network).await? else {
             return Err(DriverError::invalid("network", format!("the engine has no network {network:?}")));
@@ -196,6 +248,15 @@ impl Keeper {
         engine.start(&id).await?;
         tracing::info!(sandbox = %self.sandbox, generation = %spec.generation, container = %id, "workload started");
         Ok(())
+    }
+
+    /// Waits until somebody wants the workload to end who came after a request of this number.
+    async fn unwanted(&self, ends: u64) {
+        let mut told = self.ends.clone();
+        if told.wait_for(|now| *now > ends).await.is_err() {
+            // The door is gone: nobody can come any more.
+            std::future::pending::<()>().await;
+        }
     }
 
     async fn stop(&self, grace: Duration) -> Result<(), DriverError> {

@@ -47,6 +47,28 @@ impl Engine {
         self.import(file.path(), USERLAND).await
     }
 
+    /// Makes an image of [`SCRATCH`]'s content and so many MiB that do not compress.
+    pub async fn make_large(&self, image: &str, mib: usize) -> anyhow::Result<()> {
+        let stage = tempfile::tempdir()?;
+        let (dir, tar) = (stage.path().join("large"), stage.path().join("large.tar"));
+        std::fs::create_dir(&dir)?;
+        std::fs::copy(busybox()?, dir.join("busybox"))?;
+        let mut noise = vec![0_u8; mib << 20];
+        rand::fill(&mut noise[..]);
+        std::fs::write(dir.join("noise"), noise)?;
+        let made = Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&tar).arg(".").status().await?;
+        anyhow::ensure!(made.success(), "tar: {made}");
+        self.import(&tar, image).await
+    }
+
+    /// The digest by which a registry knows an image that was pulled.
+    pub async fn digest(&self, image: &str) -> anyhow::Result<String> {
+        let text = self.tool(&["inspect", "--format", "{{json .RepoDigests}}", image]).await?;
+        let all: Vec<String> = serde_json::from_str(text.trim())?;
+        let digest = all.iter().find_map(|named| named.split_once('@')).context("it has no digest")?.1;
+        Ok(digest.to_owned())
+    }
+
     async fn import(&self, tar: &Path, image: &str) -> anyhow::Result<()> {
         self.tool_with(&["import", "-", image], std::fs::File::open(tar)?.into()).await?;
         Ok(())

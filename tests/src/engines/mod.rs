@@ -11,6 +11,7 @@
 //! the network namespace, and a cgroup of its own name, which is removed.
 
 mod images;
+mod registry;
 
 use std::{
     ffi::OsStr,
@@ -27,7 +28,10 @@ use tokio::{
     time::timeout,
 };
 
-pub use self::images::{EMPTY, SCRATCH, USERLAND};
+pub use self::{
+    images::{EMPTY, SCRATCH, USERLAND},
+    registry::{Pace, Registry, registry_obstacle},
+};
 
 /// Bringing an engine up takes a second or two; a loaded machine gets more.
 const BOUND: Duration = Duration::from_secs(90);
@@ -200,7 +204,8 @@ impl Engine {
                 command.args(["docker", "--host", &self.socket()]);
             }
             Kind::Podman => {
-                command.env("CONTAINERS_CONF", dir.join("containers.conf")).arg("podman");
+                command.env("CONTAINERS_CONF", dir.join("containers.conf"));
+                command.env("CONTAINERS_REGISTRIES_CONF", dir.join("registries.conf")).arg("podman");
                 command.arg("--root").arg(dir.join("root")).arg("--runroot").arg(dir.join("run"));
                 command.args(["--storage-driver", "overlay"]);
             }

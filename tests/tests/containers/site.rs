@@ -32,9 +32,18 @@ impl Site {
 
     /// `settings`: further lines for the gateway's file, before `[container]`.
     pub(crate) async fn start_with(kind: Kind, settings: &str) -> anyhow::Result<Self> {
+        Self::start_configured(kind, settings, "").await
+    }
+
+    /// `settings`: further lines of `[container]`.
+    pub(crate) async fn start_with_container(kind: Kind, settings: &str) -> anyhow::Result<Self> {
+        Self::start_configured(kind, "", settings).await
+    }
+
+    async fn start_configured(kind: Kind, settings: &str, container: &str) -> anyhow::Result<Self> {
         let engine = Engine::start(kind).await?;
         let config = engine.scratch().join("gateway.toml");
-        let text = format!("{settings}\n[container]\ncgroup_parent = \"{}\"\n", engine.cgroup());
+        let text = format!("{settings}\n[container]\ncgroup_parent = \"{}\"\n{container}\n", engine.cgroup());
         std::fs::write(&config, text)?;
         let supervisor = static_supervisor()?;
         let (socket, supervisor) =

@@ -133,7 +133,17 @@ impl State {
             }
             (Some(Failed { failure, .. }), _) => told(Phase::Provisioning, failure.reason, &failure.message),
             (None, None) if self.workload().is_none() => told(Phase::Pending, "Accepted", ""),
-            (None, _) => told(Phase::Provisioning, "CreatingWorkload", "the driver makes the workload"),
+            (None, _) => self.creating(),
+        }
+    }
+
+    /// The driver is at it, and may say how far it is: with pulling an image, for instance.
+    fn creating(&self) -> Told {
+        match self.workload() {
+            Some(seen) if seen.state == WorkloadState::Creating && !seen.message.is_empty() => {
+                told(Phase::Provisioning, &seen.reason, &seen.message)
+            }
+            _ => told(Phase::Provisioning, "CreatingWorkload", "the driver makes the workload"),
         }
     }
 
@@ -175,7 +185,7 @@ impl State {
             };
         }
         if matches!(known, Known::Alive(WorkloadState::Creating)) {
-            return told(Phase::Provisioning, "CreatingWorkload", "the driver makes the workload");
+            return self.creating();
         }
         if self.booting.is_some_and(|since| now >= since + self.boot_deadline) {
             let seconds = self.boot_deadline.as_secs();
@@ -236,7 +246,10 @@ impl State {
             Known::Alive(WorkloadState::Stopping) => {
                 no("Stopping", "it was asked to end, and not by this gateway")
             }
-            Known::Alive(_) => no("Creating", ""),
+            Known::Alive(_) => match self.workload() {
+                Some(seen) if !seen.message.is_empty() => no(&seen.reason, &seen.message),
+                _ => no("Creating", ""),
+            },
             Known::NotMade => no("NotMade", ""),
             Known::Dead { reason, message, .. } => no(reason, message),
             // A command that ran in it says more than a driver that does not know.
