@@ -123,11 +123,11 @@ impl Engine {
             docker,
             kind: if podman { Kind::Podman } else { Kind::Docker },
             version: version.version.unwrap_or_default(),
-            address,
-            rootless: option("name=rootless"),
+            rootless: option("name=rootless") || is_a_users(&attempted, &address).await?,
             cgroup_v1: info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_1),
             swap_limit: info.swap_limit.unwrap_or(false),
             remapped: option("name=userns"),
+            address,
         })
     }
 
@@ -299,6 +299,19 @@ impl Engine {
     /// For the image room.
     pub(super) fn docker(&self) -> &Docker {
         &self.docker
+    }
+}
+
+/// Whether somebody else than root listens there. Podman's answers to Docker's questions do not tell.
+async fn is_a_users(attempted: &str, address: &Address) -> Result<bool, DriverError> {
+    let Address::Unix(path) = address else { return Ok(false) };
+    let owner = async { tokio::net::UnixStream::connect(path).await?.peer_cred() };
+    match timeout(ASK, owner).await {
+        Err(_) => Err(late(attempted, ASK)),
+        Ok(owner) => {
+            let owner = owner.map_err(|error| DriverError::unavailable(attempted, error.to_string()))?;
+            Ok(owner.uid() != 0)
+        }
     }
 }
 

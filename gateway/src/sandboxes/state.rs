@@ -25,7 +25,7 @@ mod tests;
 
 use std::time::Duration;
 
-use holdfast_drivers::{Exit, Isolation, Observed, WorkloadState};
+use holdfast_drivers::{Exit, Observed, WorkloadState};
 use holdfast_wire::{
     api::{ConditionStatus, Phase},
     close::CloseCode,
@@ -79,7 +79,8 @@ pub(super) struct Wanted {
 pub(super) struct Can {
     pub(super) stop: bool,
     pub(super) logs: bool,
-    pub(super) isolation: Isolation,
+    /// What the kernel counts for a supervisor is its sandbox's alone.
+    pub(super) own_memory: bool,
 }
 
 /// All facts about one sandbox.
@@ -356,7 +357,7 @@ impl State {
             self.thawed = None;
         }
         self.probes = Some(probes);
-        self.memory = health.memory.as_ref().map(|memory| Memory::of(memory, self.can.isolation, now));
+        self.memory = health.memory.as_ref().map(|memory| Memory::of(memory, self.can.own_memory, now));
         true
     }
 

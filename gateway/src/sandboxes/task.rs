@@ -12,7 +12,7 @@ mod wishes;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use backon::BackoffBuilder;
-use holdfast_drivers::{Observed, Verb};
+use holdfast_drivers::{Isolation, Observed, Verb};
 use holdfast_wire::{
     api::{self, ConditionStatus, LostReason, Phase},
     close::CloseCode,
@@ -112,7 +112,9 @@ impl Task {
         let (sender, mailbox) = mpsc::channel(MAILBOX);
         let now = Instant::now();
         let can = core.parts.driver.capabilities();
-        let can = Can { stop: can.stop_start, logs: can.logs, isolation: can.isolation };
+        // A container without limits of its own, as a rootless engine makes them on cgroup v1, is counted with others.
+        let own_memory = can.isolation >= Isolation::Container && can.resources;
+        let can = Can { stop: can.stop_start, logs: can.logs, own_memory };
         let wanted = wanted(&record, core.parts.driver.name());
         // No session of the wanted workload was ever there: all that were belong to older ones.
         let replaced = (record.attached < record.generation).then_some(record.epoch);

@@ -8,7 +8,7 @@
 //!   nothing is counted ─────────────────┴──▶ no such condition
 //! ```
 
-use holdfast_drivers::{Isolation, OOM_KILLED};
+use holdfast_drivers::OOM_KILLED;
 use holdfast_wire::{control::MemoryHealth, ids::ExecId};
 
 use super::{
@@ -32,11 +32,11 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn of(health: &MemoryHealth, isolation: Isolation, now: Instant) -> Self {
+    pub(super) fn of(health: &MemoryHealth, own: bool, now: Instant) -> Self {
         let age = Duration::from_millis(health.last_age_ms);
         Self {
             // Without walls the count is of all that the machine, or the gateway's own cgroup, runs.
-            kills: if isolation >= Isolation::Container { health.kills } else { health.execs_killed },
+            kills: if own { health.kills } else { health.execs_killed },
             exec: ExecId::from_slice(&health.last_exec_id).ok(),
             at: health.last_at,
             since: now.checked_sub(age).unwrap_or(now),

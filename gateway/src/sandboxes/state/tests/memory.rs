@@ -71,7 +71,7 @@ fn a_workload_that_ended_for_memory_says_so_in_its_conditions_until_its_successo
 fn without_walls_only_the_sandboxes_own_execs_count() {
     let health = MemoryHealth { kills: 7, execs_killed: 0, ..MemoryHealth::default() };
     let mut bench = Bench::ready();
-    bench.state.can.isolation = Isolation::Processes;
+    bench.state.can.own_memory = false;
     remembering(&mut bench, health.clone());
     assert_eq!(bench.assess().memory.unwrap().status, ConditionStatus::True);
     remembering(&mut bench, MemoryHealth { execs_killed: 1, ..health });

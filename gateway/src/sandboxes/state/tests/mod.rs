@@ -33,7 +33,7 @@ struct Bench {
 impl Bench {
     fn new(wanted: Wanted) -> Self {
         let now = Instant::now();
-        let can = Can { stop: true, logs: true, isolation: Isolation::Container };
+        let can = Can { stop: true, logs: true, own_memory: true };
         Self { state: State::new(wanted, can, BOOT, Epoch(0), now), now }
     }
 
