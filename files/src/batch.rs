@@ -149,6 +149,10 @@ impl Batch {
         if self.pending.len() >= MOST || self.bytes >= MOST_BYTES { self.commit() } else { Ok(()) }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// All that is pending gets durable, then named.
     pub(crate) fn commit(&mut self) -> Result<(), Failure> {
         self.bytes = 0;

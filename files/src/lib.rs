@@ -27,6 +27,7 @@ pub mod batch;
 pub mod calls;
 pub mod emit;
 pub mod failure;
+pub mod journal;
 pub mod names;
 pub mod place;
 pub mod read;
@@ -37,6 +38,7 @@ pub mod write;
 pub use self::{
     emit::{Emitter, Summary},
     failure::Failure,
+    journal::{Journal, Leftovers},
     window::{Piece, Window},
     write::Writer,
 };

@@ -39,6 +39,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use crate::{
     batch::{Batch, Directory, Meta, Temporary, sync_directory, times},
     failure::{Attempt as _, Failure},
+    journal::{self, Journal},
     names,
     place::{self, Destination, Placed},
     tally::Tally,
@@ -79,6 +80,7 @@ pub struct Writer {
     way: Vec<Level>,
     current: Option<Current>,
     batch: Batch,
+    journal: Option<Journal>,
     /// Counts temporary names.
     counter: u64,
     problems: Vec<FileProblem>,
@@ -142,10 +144,17 @@ impl Writer {
             way: Vec::new(),
             current: None,
             batch: Batch::default(),
+            journal: None,
             counter: 0,
             problems: Vec::new(),
             over: false,
         }
+    }
+
+    /// Notes where temporary files are, for whoever has to remove them should this process be killed.
+    #[must_use]
+    pub fn with_journal(self, journal: Option<Journal>) -> Self {
+        Self { journal, ..self }
     }
 
     /// Takes the next chunk of the stream.
@@ -308,7 +317,7 @@ impl Writer {
             FileKind::File => {
                 let flags =
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let temporary = self.temporary()?;
+                let temporary = self.temporary(&dir)?;
                 let fd = rustix::fs::openat(&dir.fd, &temporary, flags, Mode::RUSR | Mode::WUSR)
                     .attempt("creating", &path)?;
                 let temporary = Temporary::new(dir, temporary, c_name(name)?, path);
@@ -325,7 +334,7 @@ impl Writer {
             }
             FileKind::Symlink => {
                 let target = OsString::from_vec(entry.target.to_vec());
-                let temporary = self.temporary()?;
+                let temporary = self.temporary(&dir)?;
                 rustix::fs::symlinkat(target.as_os_str(), &dir.fd, &temporary).attempt("linking", &path)?;
                 let temporary = Temporary::new(Arc::clone(&dir), temporary, c_name(name)?, path.clone());
                 let flags = AtFlags::SYMLINK_NOFOLLOW;
@@ -370,7 +379,7 @@ impl Writer {
             let fd = place::enter(&from, parent.as_bytes(), &path)?;
             from = Arc::new(Directory { fd, path });
         }
-        let temporary = self.temporary()?;
+        let temporary = self.temporary(dir)?;
         // Without AT_SYMLINK_FOLLOW: a link to a symbolic link is one more name of that.
         rustix::fs::linkat(&from.fd, first.as_os_str(), &dir.fd, &temporary, AtFlags::empty())
             .attempt("linking", &path)?;
@@ -417,7 +426,9 @@ impl Writer {
                 .attempt("lengthening", &current.temporary.path)?;
         }
         current.meta.apply(current.file.as_fd(), &current.temporary.path)?;
-        self.batch.file(current.file, current.length, current.temporary)
+        self.batch.file(current.file, current.length, current.temporary)?;
+        self.settle();
+        Ok(())
     }
 
     fn on_end(&mut self, end: &TransferEnd) -> Result<TransferResult, Failure> {
@@ -483,9 +494,26 @@ impl Writer {
         }
     }
 
-    fn temporary(&mut self) -> Result<CString, Failure> {
+    /// A name for a file of this directory that is not complete.
+    fn temporary(&mut self, dir: &Directory) -> Result<CString, Failure> {
+        if self.journal.as_ref().is_some_and(Journal::is_full) {
+            self.batch.commit()?;
+            self.settle();
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.note(dir);
+        }
         self.counter += 1;
-        c_name(format!(".holdfast-{}-{}.part", self.options.word, self.counter).as_ref())
+        c_name(journal::temporary(&self.options.word, self.counter).as_ref())
+    }
+
+    /// Where nothing is pending, no temporary file is left.
+    fn settle(&mut self) {
+        if let Some(journal) =
+            self.journal.as_mut().filter(|_| self.current.is_none() && self.batch.is_empty())
+        {
+            journal.clear();
+        }
     }
 }
 

@@ -164,7 +164,7 @@ async fn supervise(
     .await?;
     let rooms = Arc::new(Rooms {
         execs: execs.clone(),
-        files: Files::within(workspace.clone(), token.child_token()),
+        files: Files::within(workspace.clone(), Some(&config.state_dir), token.child_token()),
         prober: Prober::new(workspace, config.default_user.unwrap_or_default()),
     });
     let target = Target {

@@ -21,6 +21,8 @@ mod lifecycle;
 mod many;
 #[path = "e2e/streams.rs"]
 mod streams;
+#[path = "e2e/transfers.rs"]
+mod transfers;
 
 /// The command under test.
 const HOLDFAST: &str = env!("CARGO_BIN_EXE_holdfast-under-test");

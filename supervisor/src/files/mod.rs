@@ -17,11 +17,11 @@ mod user;
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use holdfast_files::Failure;
+use holdfast_files::{Failure, Leftovers};
 use holdfast_wire::{
     api::{DownloadSpec, FileFailureKind, UploadSpec},
     control::{FilesRelay, RefusedCode, files_relay::Kind},
@@ -48,6 +48,8 @@ pub struct Files {
 struct Inner {
     /// Where relative paths begin.
     workspace: Workspace,
+    /// Where uploads note their temporary files.
+    journals: Option<PathBuf>,
     /// Where passwd and group are.
     etc: PathBuf,
     table: Mutex<HashMap<TransferId, Arc<Transfer>>>,
@@ -60,6 +62,9 @@ struct Inner {
 /// Ended transfers that are remembered, so that a repeated open hears how it ended: each is a result and a path.
 const ENDED: usize = 256;
 
+/// Below the state directory.
+const JOURNALS: &str = "transfers";
+
 /// What a transfer is to do.
 #[derive(Clone, Debug, PartialEq)]
 enum Spec {
@@ -71,13 +76,20 @@ impl Files {
     /// A room without transfers. `token` ends them all. Must be called within a runtime.
     #[must_use]
     pub fn new(workspace: PathBuf, token: CancellationToken) -> Self {
-        Self::within(Workspace::at(workspace), token)
+        Self::within(Workspace::at(workspace), None, token)
     }
 
-    pub(crate) fn within(workspace: Workspace, token: CancellationToken) -> Self {
+    /// With a directory of the supervisor's own, in which uploads note what has to be removed after its death. What an
+    /// earlier process left is removed now, beside everything else: a file system that hangs holds nobody up.
+    pub(crate) fn within(workspace: Workspace, state_dir: Option<&Path>, token: CancellationToken) -> Self {
+        let journals = state_dir.map(|dir| dir.join(JOURNALS));
+        if let Some(dir) = &journals {
+            remove_leftovers(dir);
+        }
         let (table, tracker) = (Mutex::default(), TaskTracker::new());
         let inner = Arc::new(Inner {
             workspace,
+            journals,
             etc: "/etc".into(),
             table,
             tracker,
@@ -199,6 +211,21 @@ impl Inner {
 
     fn table(&self) -> MutexGuard<'_, HashMap<TransferId, Arc<Transfer>>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes what a killed predecessor left half written. Found before the first transfer begins, removed on a thread.
+fn remove_leftovers(journals: &Path) {
+    let left = Leftovers::find(journals);
+    if left.is_empty() {
+        return;
+    }
+    let work = move || {
+        let removed = left.remove();
+        tracing::info!(removed, "removed what transfers of an earlier supervisor left half written");
+    };
+    if let Err(error) = std::thread::Builder::new().name("leftovers".to_owned()).spawn(work) {
+        tracing::warn!(%error, "what transfers of an earlier supervisor left half written stays");
     }
 }
 

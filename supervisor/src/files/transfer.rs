@@ -3,6 +3,7 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +11,7 @@ use std::{
 };
 
 use holdfast_files::{
-    Failure, Window, Writer,
+    Failure, Journal, Window, Writer,
     emit::Stopped,
     failure::path_of,
     place::Destination,
@@ -50,6 +51,32 @@ struct Attached {
     turn: u64,
     token: Option<CancellationToken>,
     touched: Instant,
+}
+
+/// A journal that goes when its transfer does. By another thread: the transfer's own may be of a user who may not.
+struct Noted {
+    path: PathBuf,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Noted {
+    fn begin(dir: &Path, word: &str, room: &Inner) -> Option<(Journal, Self)> {
+        match Journal::create(dir, word) {
+            Ok(journal) => Some((journal, Self { path: dir.join(word), runtime: room.runtime.clone() })),
+            Err(error) => {
+                tracing::warn!(dir = %dir.display(), %error, "an upload notes nothing for the case of a sudden death");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        let path = std::mem::take(&mut self.path);
+        // An empty one that stays is removed at the next start.
+        self.runtime.spawn_blocking(move || std::fs::remove_file(path));
+    }
 }
 
 impl Transfer {
@@ -96,15 +123,18 @@ impl Transfer {
     }
 
     fn receive(&self, spec: &UploadSpec, room: &Inner) -> End {
-        user::become_user(&spec.user, &room.etc)?;
         // 48 random bits of the id are enough to be alone in a directory.
         let word: String = self.id.to_string().chars().rev().take(12).collect();
+        // Opened before the thread is somebody else, and removed when it was.
+        let journal = room.journals.as_deref().and_then(|dir| Noted::begin(dir, &word, room));
+        let (journal, _noted) = journal.unzip();
+        user::become_user(&spec.user, &room.etc)?;
         let to = Destination {
             path: room.path(&spec.path)?,
             name: path_of(&spec.name).into_os_string(),
             placement: spec.placement(),
         };
-        let mut writer = Writer::new(Options { to, archive: spec.archive, word });
+        let mut writer = Writer::new(Options { to, archive: spec.archive, word }).with_journal(journal);
         let mut applied = 0;
         while let Some(chunk) = self.window.take_blocking() {
             applied += chunk.len() as u64;
