@@ -5,8 +5,10 @@
 //! directory. Device files are left out: a machine makes its own.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, Read},
+    os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
 };
 
@@ -33,7 +35,7 @@ pub(super) fn apply(stream: impl Read, root: &Path, budget: &mut Budget) -> Resu
         let name = entry.path().map_err(RootfsError::NotTar)?.into_owned();
         let failed = |source| RootfsError::Entry { entry: name.display().to_string(), source };
         if name.components().any(|part| part == Component::ParentDir) {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "leads out of the root")));
+            return Err(failed(leads_out()));
         }
         if whiteout(root, &name).map_err(failed)? {
             continue;
@@ -52,8 +54,8 @@ pub(super) fn apply(stream: impl Read, root: &Path, budget: &mut Budget) -> Resu
     for (name, mode) in directories.into_iter().rev() {
         use std::os::unix::fs::PermissionsExt;
         let path = below(root, &name);
-        // Only what still is a directory itself, and no link to one.
-        if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        // Only what still is a directory itself, and no link to one; a later entry may have put a link in its way.
+        if is_inside(root, &path) && path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
             let _ = fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777));
         }
     }
@@ -62,6 +64,10 @@ pub(super) fn apply(stream: impl Read, root: &Path, budget: &mut Budget) -> Resu
 
 fn put(entry: &mut Entry<'_, impl Read>, root: &Path, name: &Path) -> io::Result<()> {
     let path = below(root, name);
+    // Before anything is removed: a link that an earlier entry made must not lead there.
+    if path.parent().is_some_and(|dir| dir.exists() && path != root && !is_inside(root, dir)) {
+        return Err(leads_out());
+    }
     // A later layer may have a file where an earlier has a directory, and the other way round.
     match path.symlink_metadata() {
         Ok(there) if there.is_dir() && entry.header().entry_type() != EntryType::Directory => {
@@ -75,7 +81,7 @@ fn put(entry: &mut Entry<'_, impl Read>, root: &Path, name: &Path) -> io::Result
     if entry.header().entry_type() == EntryType::Directory && path != root {
         // Ours to write to until the end, see above.
         if !entry.unpack_in(root)? {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "leads out of the root"));
+            return Err(leads_out());
         }
         use std::os::unix::fs::PermissionsExt;
         return fs::set_permissions(&path, fs::Permissions::from_mode(0o700));
@@ -84,25 +90,29 @@ fn put(entry: &mut Entry<'_, impl Read>, root: &Path, name: &Path) -> io::Result
         true => Ok(()),
         // Of the root itself there is nothing to make.
         false if path == root => Ok(()),
-        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "leads out of the root")),
+        false => Err(leads_out()),
     }
 }
 
 /// Whether the entry is a mark of something removed, and then removes it.
 fn whiteout(root: &Path, name: &Path) -> io::Result<bool> {
-    let Some(last) = name.file_name().and_then(|last| last.to_str()) else { return Ok(false) };
-    let Some(removed) = last.strip_prefix(WHITEOUT) else { return Ok(false) };
+    let Some(last) = name.file_name().map(OsStr::as_bytes) else { return Ok(false) };
+    let Some(removed) = last.strip_prefix(WHITEOUT.as_bytes()) else { return Ok(false) };
+    // `.wh...` would remove the parent of its directory.
+    if matches!(removed, b"." | b"..") {
+        return Err(leads_out());
+    }
     let dir = below(root, name.parent().unwrap_or(Path::new("")));
     // A link to a directory elsewhere must not be followed; what is real is inside.
-    if !dir.canonicalize().is_ok_and(|real| root.canonicalize().is_ok_and(|root| real.starts_with(root))) {
+    if !is_inside(root, &dir) {
         return Ok(true);
     }
-    if last == OPAQUE {
+    if last == OPAQUE.as_bytes() {
         for entry in fs::read_dir(&dir)? {
             remove(&entry?.path())?;
         }
     } else if !removed.is_empty() {
-        remove(&dir.join(removed))?;
+        remove(&dir.join(OsStr::from_bytes(removed)))?;
     }
     Ok(true)
 }
@@ -117,6 +127,15 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// Whether a path is really below the root, links on its way followed. What is not there is not.
+fn is_inside(root: &Path, path: &Path) -> bool {
+    path.canonicalize().is_ok_and(|real| root.canonicalize().is_ok_and(|root| real.starts_with(root)))
+}
+
+fn leads_out() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "leads out of the root")
 }
 
 /// The place of an entry: its plain parts, below the root.
@@ -237,6 +256,44 @@ mod tests {
         let _ = layers(&[&[Symlink("link", target), File("link/.wh..wh..opq", b"")]]);
         assert!(outside.path().join("precious").exists());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_removed_or_changed_outside_of_the_root() {
+        use std::os::unix::fs::PermissionsExt;
+        let outside = tempfile::tempdir().unwrap();
+        let target = outside.path().to_str().unwrap();
+        fs::create_dir(outside.path().join("dir")).unwrap();
+        fs::write(outside.path().join("dir/precious"), "").unwrap();
+        fs::write(outside.path().join("file"), "").unwrap();
+        fs::set_permissions(outside.path().join("dir"), fs::Permissions::from_mode(0o700)).unwrap();
+        let hostile: &[&[Item<'_>]] = &[
+            // A file in the place of a directory, and the other way round, behind a link.
+            &[Symlink("link", target), File("link/dir", b"x")],
+            &[Symlink("link", target), Dir("link/file", 0o755)],
+            // A directory whose mode is set at the end, when it is another one.
+            &[Dir("a", 0o755), Dir("a/dir", 0o777), Symlink("a", target)],
+            // The parent, as something that was removed.
+            &[File(".wh...", b"")],
+            &[Dir("a", 0o755), File("a/.wh...", b""), File("a/.wh..", b"")],
+        ];
+        for entries in hostile {
+            // Whether it is refused or does no harm; a root of its own, so that its parent is watched, too.
+            let beside = outside.path().join("roots");
+            let root = beside.join("root");
+            fs::create_dir_all(&root).unwrap();
+            fs::write(beside.join("neighbour"), "").unwrap();
+            let mut budget = Budget { bytes: 1 << 20, entries: 1000 };
+            let applied = apply(&tar_of(entries)[..], &root, &mut budget);
+            assert!(beside.join("neighbour").exists() && root.exists(), "{applied:?}");
+            assert!(outside.path().join("dir/precious").exists(), "{applied:?}");
+            assert!(outside.path().join("file").is_file(), "{applied:?}");
+            let mode = fs::metadata(outside.path().join("dir")).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{applied:?}");
+            fs::remove_dir_all(beside).unwrap();
+        }
+        let error = layers(&[&[Symlink("link", target), File("link/dir", b"x")]]).unwrap_err().to_string();
+        assert_eq!(error, "link/dir: leads out of the root");
     }
 
     #[test]
