@@ -7,7 +7,7 @@ use bytes::Bytes;
 use holdfast_wire::ids::SandboxId;
 use serde::{Deserialize, Serialize};
 
-use crate::{DriverError, Observed, ObservedStream, Workload, WorkloadSpec};
+use crate::{BootStage, DriverError, Observed, ObservedStream, Workload, WorkloadSpec};
 
 /// Makes workloads, ends them, and says what it sees of them.
 ///
@@ -114,6 +114,8 @@ pub struct Capabilities {
     pub adoption: bool,
     /// `logs` works.
     pub logs: bool,
+    /// The stages that a boot goes through before its supervisor dials, in their order.
+    pub boot: Vec<BootStage>,
     /// [`WorkloadSpec::image`] is honoured. Where this is false a spec with an image is refused.
     pub images: bool,
     /// [`WorkloadSpec::resources`] are enforced. Where this is false a spec with limits is refused.

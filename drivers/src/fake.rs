@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use crate::{
-    Capabilities, ComputeDriver, DriverError, Exit, Isolation, Observed, ObservedStream, Origin, Verb,
-    Workload, WorkloadSpec, WorkloadState, board::Board,
+    Boot, BootStage, Capabilities, ComputeDriver, DriverError, Exit, Isolation, Observed, ObservedStream,
+    Origin, Verb, Workload, WorkloadSpec, WorkloadState, board::Board,
 };
 
 /// The machine under one or more [`FakeDriver`]s. Clones are the same machine.
@@ -215,6 +215,7 @@ impl World {
             state: WorkloadState::Creating,
             reason: "Creating".to_owned(),
             message: String::new(),
+            boot: Boot::default(),
             at: Timestamp::now(),
             pid: None,
             handle: Some(format!("fake {}", self.next_pid)),
@@ -255,6 +256,7 @@ impl FakeDriver {
             stop_start: true,
             adoption: true,
             logs: true,
+            boot: vec![BootStage::Started],
             images: false,
             resources: false,
             isolation: Isolation::None,
@@ -376,7 +378,9 @@ impl ComputeDriver for FakeDriver {
         if observed.state == WorkloadState::Creating {
             let pid = world.next_pid;
             if let Some(workload) = world.workloads.get_mut(&spec.sandbox) {
-                workload.observed = Some(Observed { pid: Some(pid), ..observed });
+                let mut running = Observed { pid: Some(pid), ..observed };
+                running.boot.reach(BootStage::Started);
+                workload.observed = Some(running);
             }
             world.change(spec.sandbox, WorkloadState::Running, "Started", "");
         }

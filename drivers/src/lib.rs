@@ -17,6 +17,7 @@
 //! knows its outside system.
 
 mod board;
+mod boot;
 mod driver;
 mod error;
 mod observed;
@@ -34,6 +35,7 @@ pub mod local;
 pub mod vm;
 
 pub use self::{
+    boot::{Boot, BootStage, Reached},
     driver::{Capabilities, ComputeDriver, Isolation, Verb},
     error::{Cause, DriverError, ErrorKind},
     observed::{Exit, OOM_KILLED, Observed, ObservedStream, Origin, Workload, WorkloadState},

@@ -7,6 +7,8 @@ use holdfast_wire::ids::{Generation, SandboxId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::Boot;
+
 /// A stream of levels; see [`ComputeDriver::watch`](crate::ComputeDriver::watch).
 pub type ObservedStream = BoxStream<'static, Observed>;
 
@@ -26,6 +28,9 @@ pub struct Observed {
     pub reason: String,
     /// Why, for people; may be empty.
     pub message: String,
+    /// How far its boot has come: see [`Capabilities::boot`](crate::Capabilities::boot).
+    #[serde(default)]
+    pub boot: Boot,
     /// Since when the workload is in this state, by this machine's clock. For showing, not for comparing.
     pub at: Timestamp,
     /// The process that stands for the workload on this machine, where there is one.
@@ -44,26 +49,28 @@ impl Observed {
             state: WorkloadState::Gone,
             reason: "Removed".to_owned(),
             message: String::new(),
+            boot: Boot::default(),
             at: Timestamp::now(),
             pid: None,
             handle: None,
         }
     }
 
-    /// Whether `other` tells a reader nothing new. The time stamp is not looked at.
+    /// Whether `other` tells a reader nothing new. Time stamps are not looked at.
     #[must_use]
     pub fn same_level(&self, other: &Self) -> bool {
-        let Self { sandbox, generation, state, reason, message, at: _, pid, handle } = self;
-        (sandbox, generation, state, reason, message, pid, handle)
-            == (
-                &other.sandbox,
-                &other.generation,
-                &other.state,
-                &other.reason,
-                &other.message,
-                &other.pid,
-                &other.handle,
-            )
+        let Self { sandbox, generation, state, reason, message, boot, at: _, pid, handle } = self;
+        boot.stages().eq(other.boot.stages())
+            && (sandbox, generation, state, reason, message, pid, handle)
+                == (
+                    &other.sandbox,
+                    &other.generation,
+                    &other.state,
+                    &other.reason,
+                    &other.message,
+                    &other.pid,
+                    &other.handle,
+                )
     }
 }
 

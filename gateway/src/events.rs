@@ -35,6 +35,8 @@ pub mod reason {
     pub const CREATED: &str = "Created";
     /// The phase is another one now.
     pub const PHASE_CHANGED: &str = "PhaseChanged";
+    /// A boot has reached another stage.
+    pub const BOOT_STAGE: &str = "BootStage";
     /// A workload was made, or found.
     pub const WORKLOAD_STARTED: &str = "WorkloadStarted";
     /// The driver says that the workload is dead.

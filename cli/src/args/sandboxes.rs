@@ -180,8 +180,14 @@ const PHASES: &[&str] = &[
     "Failed",
     "Deleting",
 ];
-const CONDITIONS: &[&str] =
-    &["WorkloadRunning", "SupervisorConnected", "ExecHealthy", "FilesystemHealthy", "MemoryHealthy"];
+const CONDITIONS: &[&str] = &[
+    "WorkloadRunning",
+    "SupervisorConnected",
+    "ExecHealthy",
+    "FilesystemHealthy",
+    "Booted",
+    "MemoryHealthy",
+];
 
 /// What a condition can be.
 const VALUES: &[&str] = &["True", "False", "Unknown"];

@@ -151,6 +151,14 @@ impl Sandbox {
         if !self.message.is_empty() {
             remarks.push(format!("{name}: {}", self.message));
         }
+        let booting = self
+            .conditions
+            .iter()
+            .find(|condition| condition.kind == "Booted" && condition.status == "False");
+        if let Some(booted) = booting.filter(|_| self.phase == "Provisioning") {
+            let since = booted.last_transition_time.as_deref().unwrap_or("an unknown time");
+            remarks.push(format!("{name}: boot: {} since {since}; {}", booted.reason, booted.message));
+        }
         if let Some(last) = self.last_error.as_ref().filter(|last| last.message != self.message) {
             let at = last.at.as_deref().unwrap_or("an unknown time");
             remarks.push(format!(

@@ -140,6 +140,7 @@ macro_rules! conformance_tests {
             a_newer_generation_takes_over_the_workspace
             delete_is_idempotent
             list_shows_what_ensure_made
+            a_boot_is_told_stage_by_stage
             stop_keeps_the_workspace
             stop_is_idempotent
             start_after_stop_has_the_same_workspace

@@ -47,7 +47,7 @@ use self::{
     task::{Door, Keeper, Letter, Reply, Request},
 };
 use crate::{
-    Capabilities, ComputeDriver, DriverError, Isolation, Observed, ObservedStream, Verb, Workload,
+    BootStage, Capabilities, ComputeDriver, DriverError, Isolation, Observed, ObservedStream, Verb, Workload,
     WorkloadSpec, board::Board,
 };
 
@@ -240,6 +240,7 @@ impl ComputeDriver for ContainerDriver {
             stop_start: true,
             adoption: true,
             logs: true,
+            boot: vec![BootStage::Image, BootStage::Created, BootStage::Started],
             images: true,
             resources: limits,
             isolation: Isolation::Container,

@@ -29,7 +29,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Shared, recipe};
-use crate::WorkloadSpec;
+use crate::{Boot, WorkloadSpec};
 
 const FILE: &str = "workload.json";
 const INSTALLATION: &str = "installation";
@@ -70,6 +70,9 @@ pub(super) struct Record {
     /// Whom its supervisor dials.
     #[serde(default)]
     pub(super) dials: Vec<String>,
+    /// How far making it has come, before it was started.
+    #[serde(default)]
+    pub(super) boot: Boot,
     pub(super) since: Timestamp,
 }
 
@@ -88,6 +91,7 @@ impl Record {
             oom_killed: false,
             failed: None,
             dials: Vec::new(),
+            boot: Boot::default(),
             since: Timestamp::now(),
         }
     }

@@ -12,7 +12,7 @@ use holdfast_wire::ids::Generation;
 use jiff::Timestamp;
 
 use super::record::Record;
-use crate::{Exit, OOM_KILLED, Observed, WorkloadState};
+use crate::{BootStage, Exit, OOM_KILLED, Observed, WorkloadState};
 
 /// The signal that the kernel sends where memory runs out.
 const KILL: i32 = 9;
@@ -103,6 +103,10 @@ pub(super) fn level(record: &Record, seen: &Seen) -> Option<Observed> {
         }
         Seen::Ended(ended) => ended_level(record, ended),
     };
+    let mut boot = record.boot.clone();
+    if matches!(seen, Seen::Running { .. } | Seen::Paused { .. } | Seen::Ended(_)) {
+        boot.reach_at(BootStage::Started, record.since);
+    }
     let pid = match seen {
         Seen::Running { pid } | Seen::Paused { pid } => *pid,
         _ => None,
@@ -113,6 +117,7 @@ pub(super) fn level(record: &Record, seen: &Seen) -> Option<Observed> {
         state,
         reason: reason.to_owned(),
         message,
+        boot,
         at,
         pid,
         handle: record.container.as_deref().map(handle),

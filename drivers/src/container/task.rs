@@ -23,7 +23,7 @@ use super::{
     record::{self, Record},
     state::{self, Ended, Plan, Seen},
 };
-use crate::{DriverError, Observed, Origin, Verb, Workload, WorkloadSpec, WorkloadState};
+use crate::{BootStage, DriverError, Observed, Origin, Verb, Workload, WorkloadSpec, WorkloadState};
 
 /// Where the answer goes. A caller that is gone does not want it any more.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
@@ -217,6 +217,8 @@ impl Keeper {
                 return Err(DriverError::conflict(attempted, "it was to end before its image was there"));
             }
         };
+        record.boot.reach(BootStage::Image);
+        self.publish(record, &Seen::Absent);
         let network = recipe::network(shared, spec);
         let Some(found) = engine.network(network).await? else {
             return Err(DriverError::invalid("network", format!("the engine has no network {network:?}")));
@@ -241,6 +243,8 @@ impl Keeper {
         let body = recipe::body(shared, spec, &inputs);
         let id = engine.create(&recipe::container_name(spec), body).await?;
         record.container = Some(id.clone());
+        record.boot.reach(BootStage::Created);
+        self.publish(record, &Seen::Created);
         // Before it is: a gateway that dies in between must not make this generation twice.
         record.started = true;
         record.since = Timestamp::now();

@@ -29,4 +29,10 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync {
     fn describe(&self, dir: &Path, level: &mut Observed) {
         let _ = (dir, level);
     }
+
+    /// Whether the workload's own files will soon tell of another stage of its boot than this level does.
+    fn is_booting(&self, level: &Observed) -> bool {
+        let _ = level;
+        false
+    }
 }

@@ -33,7 +33,7 @@ use super::{
     spawn::{self, Launch},
     tree::{DIR_MARK, SANDBOX_MARK},
 };
-use crate::{Capabilities, DriverError, Isolation, WorkloadSpec};
+use crate::{BootStage, Capabilities, DriverError, Isolation, WorkloadSpec};
 
 pub(super) const TRASH: &str = ".trash";
 const WORKSPACE: &str = "workspace";
@@ -186,6 +186,7 @@ impl Kind for Supervisors {
             stop_start: true,
             adoption: true,
             logs: true,
+            boot: vec![BootStage::Started],
             images: false,
             resources: false,
             isolation,

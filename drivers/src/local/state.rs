@@ -16,7 +16,7 @@ use super::{
     process::Seen,
     record::{Ended, Record, Running, Stage},
 };
-use crate::{Exit, Observed, WorkloadState};
+use crate::{Boot, BootStage, Exit, Observed, WorkloadState};
 
 /// What `ensure` has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,12 +56,17 @@ pub(super) fn level(record: &Record, seen: Seen) -> Observed {
         Stage::Running(running) => Some(running.process.pid),
         _ => None,
     };
+    let mut boot = Boot::default();
+    if let Stage::Running(running) = &record.stage {
+        boot.reach_at(BootStage::Started, running.since);
+    }
     Observed {
         sandbox: record.sandbox,
         generation: record.generation,
         state,
         reason: reason.to_owned(),
         message,
+        boot,
         at,
         pid,
         handle: pid.map(|pid| format!("pid {pid}")),

@@ -46,6 +46,9 @@ pub(super) enum Request {
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the console's size is looked at: a supervisor writes a few lines a minute.
 const CONSOLE_EVERY: Duration = Duration::from_secs(30);
+/// How often a workload that boots is looked at for the stage that it has reached: people watch that. What tells of it
+/// is a small file, and all stages are in it: none is missed between two looks.
+const BOOT_EVERY: Duration = Duration::from_millis(250);
 /// The longest grace; a caller that names more gets this.
 const MAX_GRACE: Duration = Duration::from_secs(24 * 3600);
 
@@ -98,7 +101,10 @@ impl Keeper {
         self.load().await;
         let cancel = self.shared.cancel.clone();
         let mut console = interval(CONSOLE_EVERY);
-        console.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut boot = interval(BOOT_EVERY);
+        for interval in [&mut console, &mut boot] {
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         loop {
             if matches!(self.kept, Kept::Nothing) && self.shared.retire(self.sandbox, &mailbox) {
                 return;
@@ -107,12 +113,13 @@ impl Keeper {
                 biased;
                 () = cancel.cancelled() => return,
                 () = exited(self.process.as_ref()) => self.on_exit().await,
-                step = due(self.stopping.as_ref()) => self.on_due(step).await,
+                step = due_step(self.stopping.as_ref()) => self.on_due(step).await,
                 request = mailbox.recv() => match request {
                     Some(request) => self.on_request(request).await,
                     None => return,
                 },
-                () = due_console(&mut console, self.process.is_some()) => self.bound_console().await,
+                () = due(&mut boot, self.is_booting()) => drop(self.publish()),
+                () = due(&mut console, self.process.is_some()) => self.bound_console().await,
             }
         }
     }
@@ -468,6 +475,11 @@ impl Keeper {
         }
     }
 
+    fn is_booting(&self) -> bool {
+        self.process.is_some()
+            && self.shared.board.get(self.sandbox).is_some_and(|level| self.shared.kind.is_booting(&level))
+    }
+
     fn seen(&self) -> Seen {
         self.process.as_ref().map_or(Seen::Absent, Process::seen)
     }
@@ -547,7 +559,7 @@ async fn exited(process: Option<&Process>) {
     }
 }
 
-async fn due(stopping: Option<&Stopping>) -> Step {
+async fn due_step(stopping: Option<&Stopping>) -> Step {
     match stopping {
         Some(stopping) => {
             sleep_until(stopping.at).await;
@@ -557,8 +569,8 @@ async fn due(stopping: Option<&Stopping>) -> Step {
     }
 }
 
-async fn due_console(interval: &mut Interval, runs: bool) {
-    if runs {
+async fn due(interval: &mut Interval, wanted: bool) {
+    if wanted {
         interval.tick().await;
     } else {
         std::future::pending().await

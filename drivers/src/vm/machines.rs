@@ -30,7 +30,7 @@ use super::{
     rootfs,
 };
 use crate::{
-    Capabilities, DriverError, Isolation, Observed, Resources, WorkloadSpec, WorkloadState,
+    BootStage, Capabilities, DriverError, Isolation, Observed, Resources, WorkloadSpec, WorkloadState,
     local::{files::Dir, kind::Kind, spawn::Launch},
 };
 
@@ -40,6 +40,8 @@ const DEFAULT_MEMORY_MIB: u32 = 512;
 const LEAST_MEMORY_MIB: u32 = 128;
 /// The guest kernel is built for so many.
 const MOST_CPUS: u8 = 16;
+/// What a boot goes through before its supervisor dials.
+const STAGES: [BootStage; 4] = [BootStage::Spec, BootStage::Network, BootStage::Kernel, BootStage::Init];
 /// Of the router's network.
 const PREFIX: u8 = 24;
 
@@ -165,6 +167,7 @@ impl Kind for Machines {
             stop_start: true,
             adoption: true,
             logs: true,
+            boot: STAGES.to_vec(),
             images: false,
             resources: true,
             isolation: Isolation::VirtualMachine,
@@ -233,13 +236,20 @@ impl Kind for Machines {
     }
 
     fn describe(&self, dir: &Path, level: &mut Observed) {
-        if !matches!(level.state, WorkloadState::Exited(_)) {
+        if matches!(level.state, WorkloadState::Creating | WorkloadState::Failed | WorkloadState::Gone) {
             return;
         }
-        if let Some(Note { stage, end: Some(end) }) = Note::read(dir) {
+        // The holder's word, from its first stage on: that it was started says nothing yet.
+        let Note { boot, end } = Note::read(dir).unwrap_or_default();
+        level.boot = boot;
+        if let (WorkloadState::Exited(_), Some(end)) = (level.state, end) {
             level.reason = end.reason;
-            level.message = format!("{} (the last stage reached: {stage})", end.message);
+            level.message = end.message;
         }
+    }
+
+    fn is_booting(&self, level: &Observed) -> bool {
+        level.state == WorkloadState::Running && !level.boot.is_past(BootStage::Init)
     }
 }
 

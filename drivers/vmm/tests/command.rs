@@ -7,9 +7,12 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use holdfast_drivers::vm::{
-    launch::{BytePath, Egress, Endpoint, Launch},
-    note::{Note, Stage},
+use holdfast_drivers::{
+    BootStage,
+    vm::{
+        launch::{BytePath, Egress, Endpoint, Launch},
+        note::Note,
+    },
 };
 
 fn vmm(arguments: &[&str], stdin: &[u8]) -> Output {
@@ -81,7 +84,7 @@ fn a_network_that_does_not_start_is_the_machines_end_with_its_reason() {
     let output = vmm(&["hold"], &launch(dir.path(), "/bin/false").encode().unwrap());
     assert!(!output.status.success());
     let note = Note::read(dir.path()).unwrap();
-    assert_eq!(note.stage, Stage::Spec);
+    assert_eq!(note.boot.last(), Some(BootStage::Spec));
     let end = note.end.unwrap();
     assert_eq!(end.reason, "NetworkNotStarted");
     assert!(end.message.contains("gvproxy ended at its start"), "{}", end.message);

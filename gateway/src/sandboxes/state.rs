@@ -13,9 +13,10 @@
 //! ```
 //!
 //! Rules that the tests hold it to: the newest epoch is the session, whatever came last; a lost link alone is
-//! never a failure; Ready needs all four conditions in this epoch and this generation, with a fresh probe;
+//! never a failure; Ready needs all conditions in this epoch and this generation, with a fresh probe;
 //! delete, stop and start are taken in every phase (start and stop not once deletion has begun).
 
+mod boot;
 mod known;
 mod memory;
 mod phase;
@@ -25,7 +26,7 @@ mod tests;
 
 use std::time::Duration;
 
-use holdfast_drivers::{Exit, Observed, WorkloadState};
+use holdfast_drivers::{Boot, BootStage, Exit, Observed, WorkloadState};
 use holdfast_wire::{
     api::{ConditionStatus, Phase},
     close::CloseCode,
@@ -75,12 +76,14 @@ pub(super) struct Wanted {
 }
 
 /// What the driver can do, as far as it matters here.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Can {
     pub(super) stop: bool,
     pub(super) logs: bool,
     /// What the kernel counts for a supervisor is its sandbox's alone.
     pub(super) own_memory: bool,
+    /// The stages of a boot.
+    pub(super) boot: Vec<BootStage>,
 }
 
 /// All facts about one sandbox.
@@ -112,6 +115,8 @@ pub(super) struct State {
     memory: Option<Memory>,
     /// The newest generation that has had a good probe.
     proven: Generation,
+    /// How far the driver says that the wanted workload's boot has come.
+    boot: Boot,
     /// Since when the workload runs without having been proven.
     booting: Option<Instant>,
     /// Since when it runs on after it was seen paused, without a good probe.
@@ -160,6 +165,14 @@ pub(super) struct Status {
     pub(super) message: String,
 }
 
+/// A stage of the boot that was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stage {
+    pub(super) stage: BootStage,
+    /// How long it took, where the driver tells.
+    pub(super) took: Option<Duration>,
+}
+
 /// What follows from the facts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Assessment {
@@ -170,6 +183,9 @@ pub(super) struct Assessment {
     pub(super) conditions: [Status; 4],
     /// Memory's, where it is known.
     pub(super) memory: Option<Status>,
+    pub(super) booted: Status,
+    /// The stages of the boot that were reached, in their order.
+    pub(super) boot: Vec<Stage>,
     pub(super) steps: Vec<Step>,
     /// The wanted workload is dead for certain.
     pub(super) dead: Option<String>,
@@ -215,6 +231,7 @@ impl State {
             probes: None,
             memory: None,
             proven: wanted.attached,
+            boot: Boot::default(),
             booting: None,
             thawed: None,
             was_paused: false,
@@ -226,6 +243,7 @@ impl State {
     /// Something else is wanted from now on. Past failures do not count any more.
     pub(super) fn on_wanted(&mut self, wanted: Wanted) {
         if wanted.generation != self.wanted.generation {
+            self.boot = Boot::default();
             self.booting = None;
             self.thawed = None;
             self.was_paused = false;
@@ -278,6 +296,10 @@ impl State {
             self.wanted.made = generation;
         }
         if generation == self.wanted.generation || generation == Generation(0) {
+            // One that is gone keeps how far it had come.
+            if state.is_alive() || !observed.boot.is_empty() {
+                self.boot.clone_from(&observed.boot);
+            }
             match state {
                 WorkloadState::Paused => {
                     self.was_paused = true;

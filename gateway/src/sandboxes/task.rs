@@ -12,7 +12,7 @@ mod wishes;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use backon::BackoffBuilder;
-use holdfast_drivers::{Isolation, Observed, Verb};
+use holdfast_drivers::{BootStage, Isolation, Observed, Verb};
 use holdfast_wire::{
     api::{self, ConditionStatus, LostReason, Phase},
     close::CloseCode,
@@ -91,6 +91,8 @@ pub(super) struct Task {
     delays: Box<dyn Iterator<Item = Duration> + Send>,
     /// Facts that execs have not been told yet: one of a kind, the newest.
     outbox: VecDeque<SandboxFact>,
+    /// The stages of the boot that people were told.
+    told_stages: Vec<BootStage>,
     /// The death that people were told last: of which generation, after which epoch.
     told_dead: Option<(Generation, Epoch)>,
     /// Up to which epoch execs were told that they are lost.
@@ -114,7 +116,7 @@ impl Task {
         let can = core.parts.driver.capabilities();
         // A container without limits of its own, as a rootless engine makes them on cgroup v1, is counted with others.
         let own_memory = can.isolation >= Isolation::Container && can.resources;
-        let can = Can { stop: can.stop_start, logs: can.logs, own_memory };
+        let can = Can { stop: can.stop_start, logs: can.logs, own_memory, boot: can.boot };
         let wanted = wanted(&record, core.parts.driver.name());
         // No session of the wanted workload was ever there: all that were belong to older ones.
         let replaced = (record.attached < record.generation).then_some(record.epoch);
@@ -123,7 +125,10 @@ impl Task {
         let active = record.active_at.map_or(now, |at| lifetime::instant(at, clocks));
         let lifetime = Lifetime::new(record.expires_at, idle_stop(&record.spec));
         let record = Arc::new(record);
-        let view = show::shown(&record, &state, &state.assess(now), None, Vec::new(), None, false);
+        let assessment = state.assess(now);
+        // Of one that came up under an earlier gateway nothing is told again.
+        let told_stages = assessment.boot.iter().map(|reached| reached.stage).collect();
+        let view = show::shown(&record, &state, &assessment, None, Vec::new(), None, false);
         let (view, shown) = watch::channel(Arc::new(view));
         let task = Self {
             core,
@@ -146,6 +151,7 @@ impl Task {
             call: None,
             delays: delays(),
             outbox: VecDeque::new(),
+            told_stages,
             told_dead: None,
             told_lost: None,
             replaced,

@@ -29,6 +29,8 @@ pub enum ConditionKind {
     ExecHealthy,
     /// A file was written and read in the workspace, not long ago.
     FilesystemHealthy,
+    /// The wanted workload has come up once. Until then its reason is the stage that its boot has reached.
+    Booted,
     /// Nothing was killed lately because memory ran out.
     MemoryHealthy,
 }
@@ -38,11 +40,12 @@ impl ConditionKind {
     pub const OF_READY: [Self; 4] =
         [Self::WorkloadRunning, Self::SupervisorConnected, Self::ExecHealthy, Self::FilesystemHealthy];
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::WorkloadRunning,
         Self::SupervisorConnected,
         Self::ExecHealthy,
         Self::FilesystemHealthy,
+        Self::Booted,
         Self::MemoryHealthy,
     ];
 
@@ -54,6 +57,7 @@ impl ConditionKind {
             Self::SupervisorConnected => "SupervisorConnected",
             Self::ExecHealthy => "ExecHealthy",
             Self::FilesystemHealthy => "FilesystemHealthy",
+            Self::Booted => "Booted",
             Self::MemoryHealthy => "MemoryHealthy",
         }
     }
@@ -70,7 +74,7 @@ pub struct Condition {
     pub reason: String,
     /// For people; may be empty.
     pub message: String,
-    /// Since when the status is what it is.
+    /// Since when the status is what it is; of `Booted`, since when the stage is.
     pub last_transition: Timestamp,
 }
 

@@ -17,6 +17,16 @@ async fn a_sandbox_from_scratch_lives_its_whole_life(kind: Kind) -> anyhow::Resu
     // Nothing in the image: it is Ready all the same, for the probe is the supervisor's own.
     site.create("empty", EMPTY, &[]).await?;
     site.run(&["exec", "empty", "--", "sh"]).await?.exited(127)?;
+    let events = site.text(&["events", "empty", "-o", "jsonl"]).await?;
+    let mut stages = Vec::new();
+    for line in events.lines() {
+        let event: serde_json::Value = serde_json::from_str(line)?;
+        let message = event["message"].as_str().unwrap_or_default();
+        if event["reason"] == "BootStage" {
+            stages.extend(message.split(',').next().map(str::to_owned));
+        }
+    }
+    assert_eq!(stages, ["image", "created", "started", "dialled", "attached", "probed"]);
     site.run(&["delete", "empty"]).await?.success()?;
 
     let flags =

@@ -109,7 +109,7 @@ async fn a_gateway_that_cannot_be_dialled_is_named_when_a_boot_fails(kind: Kind)
     let site = Site::start_with(kind, settings).await?;
     site.run(&["create", "box", "--image", SCRATCH]).await?.success()?;
     let failed = site.phase("box", "Failed", SOON).await?;
-    assert_eq!(failed["reason"], "BootDeadline", "{failed}");
+    assert_eq!(failed["reason"], "BootTimeout", "{failed}");
     // The console's end is read then, and shown as soon as the engine has given it.
     let whole = async {
         let mut tick = tokio::time::interval(Duration::from_millis(100));

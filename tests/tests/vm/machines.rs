@@ -23,6 +23,7 @@ fn a_machine_runs_commands_and_keeps_its_files_through_a_stop() {
         let begun = Instant::now();
         site.create("box", &["--cpus", "1", "--memory", "384Mi"]).await?;
         eprintln!("measured: create to Ready {:.1} s", begun.elapsed().as_secs_f64());
+        it_came_up_stage_by_stage(&site).await?;
 
         let uname = site.command(["exec", "box", "--", "uname", "-a"]).run().await?.success()?.text();
         let outside = Command::new("uname").arg("-r").output()?.stdout;
@@ -76,6 +77,27 @@ fn a_machine_runs_commands_and_keeps_its_files_through_a_stop() {
         ensure!(!site.images.join("busybox/etc/own").exists(), "the image was changed");
         site.finish(&["box"]).await
     });
+}
+
+/// As the events tell it, and then as its condition.
+async fn it_came_up_stage_by_stage(site: &Site) -> anyhow::Result<()> {
+    let events = site.command(["events", "box", "-o", "jsonl"]).run().await?.success()?.text();
+    let mut stages = Vec::new();
+    for line in events.lines() {
+        let event: serde_json::Value = serde_json::from_str(line)?;
+        if event["reason"] == "BootStage" {
+            eprintln!("measured: stage {}", event["message"]);
+            let message = event["message"].as_str().context("a message")?;
+            stages.push(message.split(',').next().unwrap_or_default().to_owned());
+        }
+    }
+    let want = ["spec", "network", "kernel", "init", "dialled", "attached", "probed"];
+    ensure!(stages == want, "the stages were {stages:?}");
+    let sandbox = site.get("box").await?;
+    let booted = sandbox["conditions"].as_array().into_iter().flatten().find(|one| one["type"] == "Booted");
+    let booted = booted.context("a condition")?;
+    ensure!(booted["status"] == "True" && booted["reason"] == "Probed", "{booted}");
+    Ok(())
 }
 
 /// Some MiB in, and the same out.

@@ -24,12 +24,15 @@ use std::{
     time::Duration,
 };
 
-use holdfast_drivers::vm::{
-    control::{self, Report},
-    filter::Policy,
-    launch::{Launch, LaunchError, MAX_BYTES},
-    log::BoundedLog,
-    note::{End, Note, Stage},
+use holdfast_drivers::{
+    Boot, BootStage,
+    vm::{
+        control::{self, Report},
+        filter::Policy,
+        launch::{Launch, LaunchError, MAX_BYTES},
+        log::BoundedLog,
+        note::{End, Note},
+    },
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -64,7 +67,7 @@ pub(crate) fn run() -> ExitCode {
         }
     };
     let dir = launch.dir.to_path();
-    let mut holder = Holder { dir, stage: Stage::Spec, stop_asked: false };
+    let mut holder = Holder { dir, boot: Boot::default(), stop_asked: false };
     let outcome = runtime.block_on(holder.hold(launch));
     let code = if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let end = outcome.unwrap_or_else(|end| end);
@@ -83,7 +86,7 @@ fn take_launch() -> Result<Launch, LaunchError> {
 /// What the holder knows.
 struct Holder {
     dir: PathBuf,
-    stage: Stage,
+    boot: Boot,
     stop_asked: bool,
 }
 
@@ -92,7 +95,7 @@ type Outcome = Result<End, End>;
 
 impl Holder {
     async fn hold(&mut self, launch: Launch) -> Outcome {
-        self.reach(Stage::Spec);
+        self.reach(BootStage::Spec);
         let mut terminate =
             signal(SignalKind::terminate()).map_err(|error| failed("HolderFailed", &error))?;
         let console = BoundedLog::open(&self.dir, "console.log", launch.log_bytes)
@@ -103,11 +106,11 @@ impl Holder {
             _ = terminate.recv() => return Ok(stopped("it was stopped before it was started")),
         };
         let network = network.map_err(|error| network_failed(&error))?;
-        self.reach(Stage::Network);
+        self.reach(BootStage::Network);
 
         let machine =
             Machine::start(&launch, console).map_err(|error| failed("MachineNotStarted", &error))?;
-        self.reach(Stage::Kernel);
+        self.reach(BootStage::Kernel);
         let policy = Policy { gateway: launch.gateway.into(), egress: launch.egress };
         self.keep(network, machine, policy, launch.boot_seconds, &mut terminate).await
     }
@@ -142,7 +145,7 @@ impl Holder {
                 }),
                 news = machine.next() => match news {
                     News::Ended(status) => break Err(self.judge(status, &machine)),
-                    News::Says(Report::Init) => self.reach(Stage::Init),
+                    News::Says(Report::Init) => self.reach(BootStage::Init),
                     News::Says(Report::Failed(message)) => break Err(End {
                         reason: "GuestInitFailed".to_owned(),
                         message: format!("the supervisor could not set up the machine: {message}"),
@@ -155,7 +158,7 @@ impl Holder {
                 },
                 _ = terminate.recv() => {
                     self.stop_asked = true;
-                    if self.stage < Stage::Init {
+                    if !self.boot.is_past(BootStage::Init) {
                         break Ok(stopped("it was stopped while it booted"));
                     }
                     // A guest that does not listen is killed by the driver, at the end of the grace.
@@ -163,7 +166,7 @@ impl Holder {
                         tracing::warn!(%error, "the guest cannot be asked to stop");
                     }
                 }
-                () = sleep_until(boot), if self.stage < Stage::Init => break Err(End {
+                () = sleep_until(boot), if !self.boot.is_past(BootStage::Init) => break Err(End {
                     reason: "BootTimeout".to_owned(),
                     message: machine.with_console(&format!(
                         "the guest kernel did not get as far as its supervisor within {boot_seconds} s: /dev/kvm is there and \
@@ -189,7 +192,7 @@ impl Holder {
                 message: format!("the machine process was killed by signal {signal}"),
             };
         }
-        if self.stage < Stage::Init {
+        if !self.boot.is_past(BootStage::Init) {
             return End {
                 reason: "MachineNotStarted".to_owned(),
                 message: machine.with_console(&format!("the machine process ended ({})", say(status))),
@@ -202,14 +205,14 @@ impl Holder {
         }
     }
 
-    fn reach(&mut self, stage: Stage) {
+    fn reach(&mut self, stage: BootStage) {
         tracing::info!(%stage, "reached");
-        self.stage = stage;
+        self.boot.reach(stage);
         self.tell(None);
     }
 
     fn tell(&self, end: Option<End>) {
-        if let Err(error) = (Note { stage: self.stage, end }).write(&self.dir) {
+        if let Err(error) = (Note { boot: self.boot.clone(), end }).write(&self.dir) {
             tracing::warn!(%error, "the note cannot be written");
         }
     }

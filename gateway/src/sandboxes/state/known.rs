@@ -106,6 +106,9 @@ impl State {
 
 /// Why a workload that should run does not.
 fn death(observed: &Observed) -> (String, String) {
+    if observed.reason == super::boot::TIMEOUT {
+        return (observed.reason.clone(), observed.message.clone());
+    }
     let (reason, what) = match observed.state {
         WorkloadState::Exited(exit) if observed.reason == OOM_KILLED => {
             (OOM_KILLED, format!("the workload was ended by {exit}"))

@@ -1,6 +1,6 @@
-//! From facts to one word: the phase, why, and the four conditions.
+//! From facts to one word: the phase, why, and the conditions.
 
-use super::{super::view::ConditionKind, known::Known, *};
+use super::{super::view::ConditionKind, boot, known::Known, *};
 
 type Told = (Phase, String, String);
 
@@ -21,7 +21,9 @@ impl State {
             Desired::Paused => self.pausing(&known),
             Desired::Running => self.running(&known, &conditions, ready, now),
         };
+        let message = self.with_stage(phase, message);
         let message = self.with_console(phase, message);
+        let booted = self.booted(phase, &reason, &message);
         let mut conditions = conditions;
         if matches!(known, Known::Dead { .. }) {
             // Whoever reads conditions alone shall see why, too.
@@ -37,7 +39,8 @@ impl State {
         let steps = self.steps(&known, phase, now);
         let wake_at = self.wake_at(now);
         let memory = self.memory_status(now);
-        Assessment { phase, reason, message, conditions, memory, steps, dead, wake_at }
+        let boot = self.stages_reached();
+        Assessment { phase, reason, message, conditions, memory, booted, boot, steps, dead, wake_at }
     }
 
     fn deleting(&self) -> Told {
@@ -196,7 +199,7 @@ impl State {
             } else {
                 format!("the workload has started, and its supervisor has not dialled within {seconds} s")
             };
-            return told(Phase::Failed, "BootDeadline", &self.with_level(message));
+            return told(Phase::Failed, boot::TIMEOUT, &self.with_level(message));
         }
         match known {
             Known::Unproven => {

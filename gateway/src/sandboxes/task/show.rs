@@ -5,6 +5,7 @@ use super::*;
 impl Task {
     /// Tells execs and people what is new in an assessment.
     pub(super) fn note(&mut self, assessment: &Assessment) {
+        self.note_boot(assessment);
         let wanted = self.state.wanted;
         if wanted.made >= wanted.generation
             && let Some(up_to) = self.replaced.take().filter(|up_to| *up_to > Epoch(0))
@@ -55,6 +56,22 @@ impl Task {
         self.rewrite_at.get_or_insert_with(Instant::now);
     }
 
+    /// Each stage that a boot reaches is an event, in their order, however many are seen at once.
+    fn note_boot(&mut self, assessment: &Assessment) {
+        for reached in &assessment.boot {
+            if !self.told_stages.contains(&reached.stage) {
+                let stage = reached.stage;
+                let message = match reached.took {
+                    Some(took) => format!("{stage}, {:.1} s after the stage before", took.as_secs_f64()),
+                    None => stage.to_string(),
+                };
+                self.event(reason::BOOT_STAGE, message);
+            }
+        }
+        // A boot that begins anew is told anew.
+        self.told_stages = assessment.boot.iter().map(|reached| reached.stage).collect();
+    }
+
     /// Shows what is, if it is anything new.
     pub(super) fn show(&self, assessment: &Assessment) {
         let old = self.view.borrow().clone();
@@ -94,9 +111,15 @@ pub(super) fn shown(
 ) -> View {
     let now = Timestamp::now();
     let memory = assessment.memory.as_ref().map(|status| (ConditionKind::MemoryHealthy, status));
-    let conditions = ConditionKind::OF_READY.into_iter().zip(&assessment.conditions).chain(memory);
+    let booted = [(ConditionKind::Booted, &assessment.booted)];
+    let conditions =
+        ConditionKind::OF_READY.into_iter().zip(&assessment.conditions).chain(booted).chain(memory);
     let conditions = conditions.map(|(kind, status)| {
-        let since = old.and_then(|old| old.condition(kind)).filter(|old| old.status == status.status);
+        // A stage's time is what people want to know of a boot.
+        let same = |old: &&Condition| {
+            old.status == status.status && (kind != ConditionKind::Booted || old.reason == status.reason)
+        };
+        let since = old.and_then(|old| old.condition(kind)).filter(same);
         Condition {
             kind,
             status: status.status,

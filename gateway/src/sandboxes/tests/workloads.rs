@@ -8,13 +8,13 @@ async fn a_boot_that_fails_shows_the_end_of_the_console() {
     let handle = bench.create("dev").await;
     bench.machine.write_console(handle.id(), b"loading\nholdfast: cannot read /id/key.pem\x07\n");
     let view = reached(&handle, |view| view.message.contains("console")).await;
-    assert_eq!((view.phase, view.reason.as_str()), (Phase::Failed, "BootDeadline"));
+    assert_eq!((view.phase, view.reason.as_str()), (Phase::Failed, "BootTimeout"));
     assert!(
         view.message.ends_with("the console ends with: loading\nholdfast: cannot read /id/key.pem"),
         "{}",
         view.message
     );
-    assert_eq!(view.record.last_error.as_ref().unwrap().reason, "BootDeadline");
+    assert_eq!(view.record.last_error.as_ref().unwrap().reason, "BootTimeout");
 }
 
 #[tokio::test(start_paused = true)]

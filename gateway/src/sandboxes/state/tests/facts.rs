@@ -27,7 +27,7 @@ fn a_boot_that_takes_too_long_fails_with_its_reason_and_asks_for_the_console() {
     bench.ensured();
     assert_eq!(bench.assess().wake_at, Some(bench.now + BOOT));
     bench.pass(60);
-    assert_eq!(bench.told(), (Phase::Failed, "BootDeadline".to_owned()));
+    assert_eq!(bench.told(), (Phase::Failed, "BootTimeout".to_owned()));
     assert!(bench.assess().message.contains("has not dialled within 60 s"), "{}", bench.assess().message);
     assert_eq!(bench.steps(), [Step::Console]);
     bench.state.on_console(Generation(1), "kernel panic".to_owned());

@@ -1,5 +1,6 @@
 //! What follows from facts, fact by fact, and then from facts in any order.
 
+mod boot;
 mod facts;
 mod memory;
 mod properties;
@@ -33,7 +34,8 @@ struct Bench {
 impl Bench {
     fn new(wanted: Wanted) -> Self {
         let now = Instant::now();
-        let can = Can { stop: true, logs: true, own_memory: true };
+        let boot = vec![BootStage::Created, BootStage::Started];
+        let can = Can { stop: true, logs: true, own_memory: true, boot };
         Self { state: State::new(wanted, can, BOOT, Epoch(0), now), now }
     }
 

@@ -174,7 +174,7 @@ proptest! {
             let cannot_tell = bench.state.workload().is_some_and(|seen| seen.state == WorkloadState::Failed);
             if lost && before.phase != Phase::Failed && !cannot_tell {
                 let refuted = matches!(bench.state.known(bench.now), Known::Dead { .. });
-                prop_assert!(after.phase != Phase::Failed || refuted || after.reason == "BootDeadline",
+                prop_assert!(after.phase != Phase::Failed || refuted || after.reason == "BootTimeout",
                     "a lost link made {:?} of {:?}", after, before);
             }
             if after.phase == Phase::Ready {
