@@ -11,9 +11,24 @@ use std::{
 };
 
 use bincode::{Decode, Encode};
+use holdfast_wire::ids::SandboxId;
 
 /// The first byte of a launch. A holder of another build refuses what it would misread.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
+
+/// The users of machines: no distribution, no container engine and no range of subordinate ids has these numbers
+/// (systemd's table of ids calls 1879048192 to 2147483647 unused).
+pub const FIRST_USER: u32 = 0x7000_0000;
+/// Among them, those of networks.
+const OF_NETWORKS: u32 = 0x0800_0000;
+
+/// A user for a machine, from its sandbox's random id. Two of many machines may have the same one: then each is kept
+/// from the other's files by its own mounts alone.
+#[must_use]
+pub fn user_of(sandbox: SandboxId) -> u32 {
+    let [.., a, b, c, d] = *sandbox.0.as_bytes();
+    FIRST_USER | (u32::from_be_bytes([a, b, c, d]) & (OF_NETWORKS - 1))
+}
 
 /// The largest launch, in bytes: two PEM chains, a key and an environment of 64 KiB each stay far below.
 pub const MAX_BYTES: usize = 1 << 20;
@@ -29,8 +44,10 @@ pub struct Launch {
     pub memory_mib: u32,
     /// The read-only lower layer of its file system.
     pub rootfs: BytePath,
-    /// The disk that holds the upper layer.
-    pub disk: BytePath,
+    /// The disk that holds the upper layer; `None`: it is in the machine's memory.
+    pub disk: Option<BytePath>,
+    /// Whom the machine process becomes, where it may choose; gvproxy becomes [`network_user`](Self::network_user).
+    pub user: u32,
     /// The static supervisor, which becomes the machine's first process.
     pub supervisor: BytePath,
     /// What the supervisor reads once, at its start (TOML): identity included.
@@ -168,6 +185,12 @@ impl Launch {
         if bytes.len() > MAX_BYTES { Err(LaunchError::TooLarge) } else { Ok(bytes) }
     }
 
+    /// Whom gvproxy becomes: another one than the machine.
+    #[must_use]
+    pub fn network_user(&self) -> u32 {
+        self.user | OF_NETWORKS
+    }
+
     /// Reads what [`encode`](Self::encode) wrote.
     ///
     /// # Errors
@@ -200,7 +223,8 @@ mod tests {
             cpus: 2,
             memory_mib: 512,
             rootfs: path("/r"),
-            disk: path("/d/disk"),
+            disk: Some(path("/d/disk")),
+            user: 0x7000_0001,
             supervisor: path("/s"),
             machine_config: b"hostname = \"box\"".to_vec(),
             libkrunfw: path("/k"),
@@ -217,7 +241,7 @@ mod tests {
         let hex: String = sample().encode().unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             hex,
-            "01022f6402fb0002022f72072f642f6469736b022f7310686f73746e616d65203d2022626f7822022f6b022f67c0a87ffefb131d01fc000001003c"
+            "02022f6402fb0002022f7201072f642f6469736bfc01000070022f7310686f73746e616d65203d2022626f7822022f6b022f67c0a87ffefb131d01fc000001003c"
         );
     }
 
@@ -233,8 +257,8 @@ mod tests {
         longer.push(0);
         assert!(Launch::decode(&longer).unwrap_err().to_string().contains("1 bytes follow"));
         let mut other = bytes;
-        other[0] = 2;
-        assert!(Launch::decode(&other).unwrap_err().to_string().contains("version 2"));
+        other[0] = 3;
+        assert!(Launch::decode(&other).unwrap_err().to_string().contains("version 3"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use holdfast_wire::{
 use super::{
     Parts, VmConfig, disk,
     filter::{GUEST, HOST, ROUTER},
-    launch::{BytePath, Egress, Launch as Record},
+    launch::{self, BytePath, Egress, Launch as Record},
     note::{self, Note},
     rootfs,
 };
@@ -51,6 +51,8 @@ pub(super) struct Machines {
     config: VmConfig,
     parts: Parts,
     gateway: SocketAddrV4,
+    /// How machines' processes are confined here.
+    confinement: String,
 }
 
 impl Machines {
@@ -63,7 +65,8 @@ impl Machines {
             })?;
         }
         let parts = Parts::find(config.parts_dir.as_deref())?;
-        Ok(Self { config, parts, gateway })
+        let confinement = parts.confinement(launch::FIRST_USER);
+        Ok(Self { config, parts, gateway, confinement })
     }
 
     fn rootfs(&self, spec: &WorkloadSpec) -> Result<PathBuf, DriverError> {
@@ -103,7 +106,8 @@ impl Machines {
             cpus: size.cpus,
             memory_mib: size.memory_mib,
             rootfs: BytePath::from(rootfs),
-            disk: BytePath::from(dir.join(disk::FILE).as_path()),
+            disk: Some(BytePath::from(dir.join(disk::FILE).as_path())),
+            user: launch::user_of(spec.sandbox),
             supervisor: BytePath::from(self.parts.supervisor.as_path()),
             machine_config: text.into_bytes(),
             libkrunfw: BytePath::from(self.parts.libkrunfw.as_path()),
@@ -171,10 +175,11 @@ impl Kind for Machines {
             images: false,
             resources: true,
             isolation: Isolation::VirtualMachine,
-            isolation_note:
-                "each sandbox is a virtual machine with a kernel, files and a network of its own; beyond its \
-                             gateway it reaches nothing, unless it was made with egress"
-                    .to_owned(),
+            isolation_note: format!(
+                "each sandbox is a virtual machine with a kernel, files and a network of its own; beyond its gateway it \
+                 reaches nothing, unless it was made with egress; {}",
+                self.confinement
+            ),
         }
     }
 

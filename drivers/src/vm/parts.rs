@@ -112,6 +112,30 @@ impl Parts {
         Ok(parts)
     }
 
+    /// What a machine's processes give up on this machine, in a line for people. What they cannot is logged: once, here.
+    pub(super) fn confinement(&self, user: u32) -> String {
+        let tried = Command::new(&self.launcher)
+            .args(["confine", &user.to_string()])
+            .env_clear()
+            .stdin(Stdio::null())
+            .output();
+        let said = match tried {
+            Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+            Err(error) => {
+                tracing::warn!(%error, "trying how machines can be confined");
+                String::new()
+            }
+        };
+        let mut lines = said.lines();
+        let holds = lines.next().unwrap_or("nothing that could be tried");
+        let refused: Vec<&str> = lines.collect();
+        if refused.is_empty() {
+            return format!("its processes are confined by {holds}");
+        }
+        tracing::warn!(?refused, "machines are confined by less than they could be");
+        format!("its processes are confined by {holds}; not by {}", refused.join("; "))
+    }
+
     /// By trying: a device that is there may still make no machine, and a library may be another's.
     fn try_machine(&self) -> Result<(), DriverError> {
         let check = Command::new(&self.launcher)

@@ -15,6 +15,7 @@
 //! gateway must not need it.
 
 mod check;
+mod confine;
 #[allow(unsafe_code)] // libkrun is a C interface: all of it, and nothing else, is in there
 mod ffi;
 mod hold;
@@ -36,8 +37,9 @@ holdfast-vmm runs one microVM for Holdfast's vm driver, which starts it; people 
   holdfast-vmm check [LIBKRUNFW]    try whether machines can run here; says what is missing
   holdfast-vmm hold [DIR]           hold a machine: reads its launch from stdin
   holdfast-vmm machine NET CONTROL  be a machine (started by `hold`)
-  holdfast-vmm with-parent PID PROGRAM [ARGUMENT...]
-                                    be a program that dies with PID (started by `hold`)
+  holdfast-vmm network PID USER PROGRAM [ARGUMENT...]
+                                    be the network that dies with PID (started by `hold`)
+  holdfast-vmm confine USER         try what a machine's processes can give up here; says what not
 ";
 
 fn main() -> ExitCode {
@@ -53,7 +55,11 @@ fn main() -> ExitCode {
             start_log();
             machine::run(net, control)
         }
-        ["with-parent", parent, program, rest @ ..] => parent::become_program(parent, program, rest),
+        ["network", parent, user, program, rest @ ..] => {
+            start_log();
+            parent::become_network(parent, user, program, rest)
+        }
+        ["confine", user] => try_confinement(user),
         ["check"] => check::run(None),
         ["check", library] => check::run(Some(library.as_ref())),
         ["--help" | "-h"] => {
@@ -69,6 +75,18 @@ fn main() -> ExitCode {
             ExitCode::from(USAGE)
         }
     }
+}
+
+/// A line for all that holds, and a line for each step that does not.
+fn try_confinement(user: &str) -> ExitCode {
+    let Ok(user) = user.parse() else { return ExitCode::from(USAGE) };
+    let confined = confine::try_all(user);
+    let mut out = io::stdout();
+    let _ = writeln!(out, "{}", confined.steps());
+    for (step, error) in &confined.refused {
+        let _ = writeln!(out, "{step}: {error}");
+    }
+    ExitCode::SUCCESS
 }
 
 fn start_log() {

@@ -39,7 +39,8 @@ fn launch(dir: &Path, gvproxy: &str) -> Launch {
         cpus: 1,
         memory_mib: 128,
         rootfs: nowhere.clone(),
-        disk: nowhere.clone(),
+        disk: Some(nowhere.clone()),
+        user: 0x7000_0001,
         supervisor: nowhere.clone(),
         machine_config: Vec::new(),
         libkrunfw: nowhere,
@@ -59,7 +60,7 @@ fn a_wrong_command_line_is_told_and_help_is_there() {
 
 #[test]
 fn a_launch_of_another_build_or_none_is_refused() {
-    for (bytes, wanted) in [(&b""[..], "empty"), (&[9, 1, 2], "version 9"), (&[1, 0xff], "does not decode")] {
+    for (bytes, wanted) in [(&b""[..], "empty"), (&[9, 1, 2], "version 9"), (&[2, 0xff], "does not decode")] {
         let output = vmm(&["hold"], bytes);
         assert!(!output.status.success());
         assert!(said(&output).contains(wanted), "{}", said(&output));
@@ -97,12 +98,12 @@ fn a_network_that_does_not_start_is_the_machines_end_with_its_reason() {
 #[test]
 fn a_program_dies_with_the_process_that_it_was_bound_to() {
     // Bound to a process that is not its parent, it does not even start.
-    let output = vmm(&["with-parent", "1", "/bin/echo", "alive"], b"");
+    let output = vmm(&["network", "1", "1879048193", "/bin/echo", "alive"], b"");
     assert!(
         !said(&output).contains("alive") && said(&output).contains("parent is gone"),
         "{}",
         said(&output)
     );
     let own = std::process::id().to_string();
-    assert!(said(&vmm(&["with-parent", &own, "/bin/echo", "alive"], b"")).contains("alive"));
+    assert!(said(&vmm(&["network", &own, "1879048193", "/bin/echo", "alive"], b"")).contains("alive"));
 }

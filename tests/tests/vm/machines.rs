@@ -24,6 +24,7 @@ fn a_machine_runs_commands_and_keeps_its_files_through_a_stop() {
         site.create("box", &["--cpus", "1", "--memory", "384Mi"]).await?;
         eprintln!("measured: create to Ready {:.1} s", begun.elapsed().as_secs_f64());
         it_came_up_stage_by_stage(&site).await?;
+        its_processes_are_confined(&site).await?;
 
         let uname = site.command(["exec", "box", "--", "uname", "-a"]).run().await?.success()?.text();
         let outside = Command::new("uname").arg("-r").output()?.stdout;
@@ -97,6 +98,66 @@ async fn it_came_up_stage_by_stage(site: &Site) -> anyhow::Result<()> {
     let booted = sandbox["conditions"].as_array().into_iter().flatten().find(|one| one["type"] == "Booted");
     let booted = booted.context("a condition")?;
     ensure!(booted["status"] == "True" && booted["reason"] == "Probed", "{booted}");
+    Ok(())
+}
+
+/// What a guest would have that took over a process of its machine. The gateway is root here.
+async fn its_processes_are_confined(site: &Site) -> anyhow::Result<()> {
+    let holder = site.holder("box").await?;
+    let (machine, network) = (place::child_of(holder, "machine")?, place::child_of(holder, "gvproxy")?);
+    let ours = std::fs::read_link("/proc/self/ns/mnt")?;
+    // To read what is root's alone in the image; nothing; to end the other two.
+    for (name, pid, capabilities) in [
+        ("machine", machine, "0000000000000004"),
+        ("gvproxy", network, "0000000000000000"),
+        ("holder", holder, "0000000000000020"),
+    ] {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let field = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(":\t"));
+            line.map(str::to_owned).with_context(|| format!("{field} of {name}: {status}"))
+        };
+        ensure!(field("NoNewPrivs")? == "1", "{name} may gain privileges");
+        for set in ["CapEff", "CapPrm"] {
+            ensure!(field(set)? == capabilities, "{name} has {set} {}", field(set)?);
+        }
+        ensure!(field("CapBnd")? == "0000000000000000" && field("CapInh")? == "0000000000000000", "{status}");
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).context("a limit")?;
+        ensure!(core.split_whitespace().nth(4) == Some("0"), "{name}: {core}");
+        let mounts = std::fs::read_link(format!("/proc/{pid}/ns/mnt"))?;
+        if name == "holder" {
+            continue;
+        }
+        ensure!(mounts != ours, "{name} has the gateway's mounts");
+        let root = format!("/proc/{pid}/root");
+        let mut seen: Vec<_> = std::fs::read_dir(&root)?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        seen.sort();
+        eprintln!("measured: {name} sees {seen:?}");
+        let here = std::path::Path::new(&root).join(site.images.strip_prefix("/")?);
+        ensure!(!here.exists(), "{name} sees {}", here.display());
+        if name == "machine" {
+            ensure!(seen == ["console", "dev", "disk", "image", "proc"], "{name} sees {seen:?}");
+            ensure!(field("Seccomp")? == "2", "{name} may make every call");
+        }
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).context("a limit")?;
+        ensure!(!files.contains("unlimited"), "{name}: {files}");
+    }
+    let real = |pid: i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).context("users")?;
+        let users: Vec<u32> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        ensure!(users.windows(2).all(|two| two[0] == two[1]), "several users: {users:?}");
+        users.first().copied().context("a user")
+    };
+    let (machine, network) = (real(machine)?, real(network)?);
+    ensure!(machine >= 0x7000_0000 && network >= 0x7800_0000 && machine != network, "{machine}, {network}");
+    // And the guest's root may still read what is root's alone.
+    site.sh("box", "cat /etc/secret").await?.success()?;
+    let note = site.command(["status", "-o", "json"]).run().await?.success()?.text();
+    ensure!(note.contains("confined by limits, own mounts, own user") && !note.contains("not by"), "{note}");
     Ok(())
 }
 

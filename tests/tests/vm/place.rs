@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     fs,
     future::Future,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -134,6 +134,10 @@ impl Parts {
         }
         fs::write(dir.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
         fs::write(dir.join("etc/group"), "root:x:0:\n")?;
+        // As images have them: for root alone.
+        fs::write(dir.join("etc/secret"), "")?;
+        fs::set_permissions(dir.join("etc/secret"), fs::Permissions::from_mode(0o600))?;
+        fs::set_permissions(dir.join("root"), fs::Permissions::from_mode(0o700))?;
         Ok(())
     }
 }

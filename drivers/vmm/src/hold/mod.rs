@@ -39,11 +39,14 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
+use rustix::thread::CapabilitySet;
+
 use self::{
     network::{Network, NetworkError},
     relay::RelayEnd,
     vm::{Machine, News},
 };
+use crate::confine::{Needs, confine};
 
 /// How long a guest that said `stopped` may take to be gone. It has nothing left to do but to reset itself.
 const GONE_PATIENCE: Duration = Duration::from_secs(10);
@@ -111,6 +114,10 @@ impl Holder {
         let machine =
             Machine::start(&launch, console).map_err(|error| failed("MachineNotStarted", &error))?;
         self.reach(BootStage::Kernel);
+        // Both have been started, and what they needed of its rights is theirs.
+        let right_to_end =
+            Needs { view: None, user: None, capabilities: CapabilitySet::KILL, files: None, calls: false };
+        confine(right_to_end).tell();
         let policy = Policy { gateway: launch.gateway.into(), egress: launch.egress };
         self.keep(network, machine, policy, launch.boot_seconds, &mut terminate).await
     }

@@ -5,7 +5,8 @@
 
 use std::{
     io,
-    path::PathBuf,
+    os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -20,8 +21,10 @@ use tokio::{
 
 use super::{own_program, pump};
 
-const SOCKET: &str = "net.sock";
-/// A Unix socket's path may have 107 bytes, and the workload's directory more.
+/// gvproxy's own directory in the workload's, and all that it sees of it: its user may make its socket there.
+const DIR: &str = "net";
+/// A Unix socket's path may have 107 bytes, and the workload's directory more: it is the current directory of both
+/// ends.
 const SOCKET_BY_CWD: &str = "/proc/self/cwd/net.sock";
 /// It listens within milliseconds; an emulated processor on a loaded machine takes seconds to start a Go program.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(20);
@@ -51,16 +54,20 @@ pub(super) enum NetworkError {
 
 impl Network {
     pub(super) async fn start(launch: &Launch) -> Result<Self, NetworkError> {
+        let started = Self::try_start(launch).await;
+        if started.is_err() {
+            let _ = std::fs::remove_dir_all(launch.dir.to_path().join(DIR));
+        }
+        started
+    }
+
+    async fn try_start(launch: &Launch) -> Result<Self, NetworkError> {
         let program = launch.gvproxy.to_path();
         let failed = |source: io::Error| NetworkError::Start { path: program.display().to_string(), source };
-        let dir: PathBuf = launch.dir.to_path();
-        match std::fs::remove_file(dir.join(SOCKET)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
+        let dir = net_dir(&launch.dir.to_path(), launch.network_user()).map_err(failed)?;
         let mut child = Command::new(own_program())
-            .arg("with-parent")
-            .arg(std::process::id().to_string())
+            .arg("network")
+            .args([std::process::id(), launch.network_user()].map(|number| number.to_string()))
             .arg(&program)
             .args(["-listen-qemu", &format!("unix://{SOCKET_BY_CWD}"), "-ssh-port", "-1"])
             .env_clear()
@@ -72,11 +79,11 @@ impl Network {
             .spawn()
             .map_err(failed)?;
         let mut logs = JoinSet::new();
-        let log = BoundedLog::open(&dir, "gvproxy.log", LOG_BYTES).map_err(failed)?;
+        let log = BoundedLog::open(&launch.dir.to_path(), "gvproxy.log", LOG_BYTES).map_err(failed)?;
         if let Some(stderr) = child.stderr.take() {
             logs.spawn(pump::run(stderr, log));
         }
-        // The holder's own directory, so that the short name leads to the socket for it, too.
+        // The holder's own directory, too, so that the short name leads to the socket for it, too.
         std::env::set_current_dir(&dir).map_err(failed)?;
         let deadline = Instant::now() + LISTEN_PATIENCE;
         let frames = loop {
@@ -104,5 +111,24 @@ impl Network {
         let _ = self.child.kill().await;
         // Killed, it does not take its socket along.
         let _ = std::fs::remove_file(SOCKET_BY_CWD);
+        if let Ok(dir) = std::env::current_dir() {
+            let _ = std::fs::remove_dir(dir);
+        }
     }
+}
+
+/// A new directory, in which gvproxy's group may make its socket. It stays the holder's own, which removes it without
+/// any right over others' files.
+fn net_dir(dir: &Path, group: u32) -> io::Result<PathBuf> {
+    let path = dir.join(DIR);
+    match std::fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+    if rustix::process::geteuid().is_root() {
+        chown(&path, None, Some(group))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o770))?;
+    }
+    Ok(path)
 }

@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, Write},
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::chown,
+    },
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
 };
@@ -75,6 +78,13 @@ impl Machine {
         }
         let [net, control] = theirs.each_ref().map(|fd| fd.as_raw_fd().to_string());
         let console_pipe = console_pipe(&dir)?;
+        if rustix::process::geteuid().is_root() {
+            // It becomes a user that may open these two and nothing else of this directory.
+            chown(dir.join(CONSOLE), Some(launch.user), None)?;
+            if let Some(disk) = &launch.disk {
+                chown(disk.to_path(), Some(launch.user), None)?;
+            }
+        }
         let mut child = Command::new(own_program())
             .args(["machine", &net, &control])
             .env_clear()
