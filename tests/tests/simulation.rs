@@ -23,3 +23,5 @@ mod quiet;
 mod run;
 #[path = "simulation/supervisors.rs"]
 mod supervisors;
+#[path = "simulation/transfers.rs"]
+mod transfers;
