@@ -1,4 +1,4 @@
-//! Can machines run here? By trying, because a device file that is there may still not work.
+//! Can machines run here? By trying: a device file that is there may still make no machine, or run none.
 
 use std::{
     io::{self, Write},
@@ -8,9 +8,9 @@ use std::{
 
 use kvm_ioctls::Kvm;
 
-use crate::ffi;
+use crate::{ffi, trial};
 
-/// Says on stdout what was found, and on stderr what is missing. Exit code 0: machines can be made here.
+/// Says on stdout what was found, and on stderr what is missing. Exit code 0: machines run here.
 pub(crate) fn run(library: Option<&Path>) -> ExitCode {
     if let Err(message) = kvm() {
         let _ = writeln!(io::stderr(), "{message}");
@@ -22,11 +22,11 @@ pub(crate) fn run(library: Option<&Path>) -> ExitCode {
         let _ = writeln!(io::stderr(), "{}: {message}", library.display());
         return ExitCode::FAILURE;
     }
-    let _ = writeln!(io::stdout(), "machines can be made here");
+    let _ = writeln!(io::stdout(), "machines run here");
     ExitCode::SUCCESS
 }
 
-/// Makes a virtual machine with one processor, and lets it go.
+/// Makes a virtual machine with one processor, and has it run.
 pub(crate) fn kvm() -> Result<(), String> {
     let kvm = Kvm::new().map_err(|error| match io::Error::from(error).kind() {
         io::ErrorKind::NotFound => "there is no /dev/kvm: this machine has no virtualisation, or it is switched off \
@@ -38,10 +38,11 @@ pub(crate) fn kvm() -> Result<(), String> {
             .to_owned(),
         _ => format!("opening /dev/kvm: {error}"),
     })?;
-    let failed = |what: &str, error: kvm_ioctls::Error| {
-        format!("/dev/kvm is there and cannot make {what}: {error}; it may be a nested one that is broken")
-    };
-    let machine = kvm.create_vm().map_err(|error| failed("a virtual machine", error))?;
-    machine.create_vcpu(0).map_err(|error| failed("a processor", error))?;
-    Ok(())
+    trial::run(kvm).map_err(|error| {
+        format!(
+            "/dev/kvm is there, and {error}. Machines need a KVM with hardware under it: load kvm_intel or kvm_amd; in a \
+             virtual machine, have nested virtualisation switched on outside (module parameter nested=1, or an instance \
+             type that offers it), or use a machine of metal; until then there are the drivers local and container"
+        )
+    })
 }

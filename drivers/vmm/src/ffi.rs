@@ -1,4 +1,5 @@
-//! libkrun, and all that is unsafe of it: a context is filled by C calls, and then becomes the process.
+//! libkrun, and all that is unsafe of it: a context is filled by C calls, and then becomes the process. And a machine's
+//! memory, for the trial.
 //!
 //! The strings and descriptors that libkrun is handed here live until the process ends, as it wants it: a machine is
 //! this process's only purpose.
@@ -13,6 +14,8 @@ use std::{
     ptr,
 };
 
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 /// libkrun's own tag for the root file system.
@@ -161,6 +164,30 @@ impl Context {
             Err(refused) => refused,
         }
     }
+}
+
+/// A page of a machine's memory.
+#[derive(Clone, Debug)]
+#[repr(C, align(4096))]
+pub(crate) struct Page(pub(crate) [u8; 4096]);
+
+impl Default for Page {
+    fn default() -> Self {
+        Self([0; 4096])
+    }
+}
+
+/// Makes these pages a machine's memory, from address 0 on.
+pub(crate) fn give_memory(machine: &VmFd, pages: &'static mut [Page]) -> Result<(), kvm_ioctls::Error> {
+    let region = kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: size_of_val(pages) as u64,
+        userspace_addr: pages.as_mut_ptr() as u64,
+    };
+    // SAFETY: the pages are aligned as KVM wants it, never freed, and nobody else's: this was the only reference to them.
+    unsafe { machine.set_user_memory_region(region) }
 }
 
 /// A file's content, mapped for as long as the process lives: machines share the memory of one supervisor.

@@ -16,11 +16,13 @@
 
 mod check;
 mod confine;
-#[allow(unsafe_code)] // libkrun is a C interface: all of it, and nothing else, is in there
+#[allow(unsafe_code)]
+// libkrun is a C interface, and a machine's memory is this process's: all of it is in there
 mod ffi;
 mod hold;
 mod machine;
 mod parent;
+mod trial;
 
 use std::{
     env,
@@ -34,7 +36,7 @@ const USAGE: u8 = 2;
 const HELP: &str = "\
 holdfast-vmm runs one microVM for Holdfast's vm driver, which starts it; people need only `check`.
 
-  holdfast-vmm check [LIBKRUNFW]    try whether machines can run here; says what is missing
+  holdfast-vmm check [LIBKRUNFW]    run a guest of a few instructions; says what is missing
   holdfast-vmm hold [DIR]           hold a machine: reads its launch from stdin
   holdfast-vmm machine NET CONTROL  be a machine (started by `hold`)
   holdfast-vmm network PID USER PROGRAM [ARGUMENT...]
