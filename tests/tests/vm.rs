@@ -15,6 +15,8 @@ mod conformance;
 mod errors;
 #[path = "vm/faults.rs"]
 mod faults;
+#[path = "vm/lossy.rs"]
+mod lossy;
 #[path = "vm/machines.rs"]
 mod machines;
 #[path = "vm/place.rs"]

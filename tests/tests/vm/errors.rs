@@ -6,7 +6,7 @@ use anyhow::ensure;
 
 use super::{
     HOLDFAST,
-    place::{self, Site},
+    place::{self, Parts, Site},
 };
 
 #[test]
@@ -74,4 +74,32 @@ fn refused_start(dir: &std::path::Path, parts: &std::path::Path) -> anyhow::Resu
         .output()?;
     ensure!(!output.status.success(), "it started");
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Here, where the tests are started: on a machine whose KVM is there and runs nothing this is the real thing, on one whose
+/// KVM works the other half. In the test host every other test begins with a check that must say yes.
+#[test]
+fn a_kvm_that_runs_no_guest_is_told_from_one_that_does() {
+    if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        eprintln!("skipped: there is no /dev/kvm that this user may open");
+        return;
+    }
+    let launcher =
+        Parts::find().and_then(|parts| parts.path("holdfast-vmm").map_err(|error| error.to_string()));
+    let launcher = match launcher {
+        Ok(launcher) => launcher,
+        Err(why) => return eprintln!("skipped: {why}"),
+    };
+    let output = Command::new(launcher).arg("check").output().expect("the launcher starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    eprintln!("seen: {}: {}", output.status, said.trim());
+    if output.status.success() {
+        return;
+    }
+    for words in
+        ["/dev/kvm is there, and makes machines and does not run one", "nested virtualisation", "kvm_amd"]
+    {
+        assert!(said.contains(words), "{words:?} is not in: {said}");
+    }
+    assert!(!place::kvm_works(), "QEMU runs a whole kernel on a KVM that was refused: {said}");
 }

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::TcpListener,
+    path::Path,
     process::Command,
     time::Instant,
 };
@@ -208,24 +209,19 @@ fn two_machines_at_once_reach_their_gateway_and_nothing_else() {
         ensure!(site.sh("one", "cat /workspace/mine").await?.text() == "first\n");
 
         let mut secret = Secret::listen()?;
-        let gateway = site.cluster.gateway()?.address.port();
-        // By hand: busybox's wget looks the protocol's name up, and dies at it where there is no /etc/services.
-        let ask = |address: &str, port: u16, path: &str| {
-            format!("printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} {port}")
-        };
-        for machine in ["one", "other"] {
-            for (what, line) in [
-                ("gvproxy's API", ask("192.168.127.1", 80, "/services/forwarder/all")),
-                ("the host's loopback", ask("192.168.127.254", secret.port, "/")),
-                ("the gateway's TCP port", ask("192.168.127.254", gateway, "/")),
-            ] {
-                let answer = site.sh(machine, &line).await?;
-                ensure!(answer.code == 1 && answer.stdout.is_empty(), "{machine} asks {what}: {answer:?}");
-            }
-        }
-        let internet = ask("203.0.113.7", 8080, "/");
-        ensure!(site.sh("one", &internet).await?.code == 1, "without egress the internet answers");
+        let victim = site.images.join("victim");
+        std::fs::write(&victim, "kept")?;
+        let (one, other) = tokio::join!(
+            nothing_answers(&site, "one", &secret, &victim),
+            nothing_answers(&site, "other", &secret, &victim)
+        );
+        one?;
+        other?;
         ensure!(!secret.was_asked(), "somebody reached the host's loopback");
+        ensure!(std::fs::read(&victim)? == b"kept", "a file of the host was touched");
+        let exposed = std::net::TcpStream::connect(("127.0.0.1", EXPOSED));
+        ensure!(exposed.is_err(), "a machine has opened a port of the host");
+        let internet = format!("{} | nc -w 5 203.0.113.7 8080", get("/"));
 
         // The internet, as far as this test goes: an address of documentation on this machine.
         let loopback = Command::new("ip").args(["addr", "add", "203.0.113.7/32", "dev", "lo"]).status()?;
@@ -246,6 +242,50 @@ fn two_machines_at_once_reach_their_gateway_and_nothing_else() {
         }
         site.finish(&["one", "other"]).await
     });
+}
+
+/// What a machine would have its host listen on.
+const EXPOSED: u16 = 47_777;
+
+/// A request, by hand: busybox's wget looks the protocol's name up, and dies at it where there is no /etc/services.
+fn get(path: &str) -> String {
+    format!("printf 'GET {path} HTTP/1.0\\r\\n\\r\\n'")
+}
+
+/// What would have gvproxy listen for this machine on the host.
+fn expose(protocol: &str, local: &str, remote: &str) -> String {
+    let body = format!(r#"{{"local":"{local}","remote":"{remote}","protocol":"{protocol}"}}"#);
+    let head = format!("POST /services/forwarder/expose HTTP/1.0\\r\\nContent-Length: {}", body.len());
+    format!("printf '{head}\\r\\n\\r\\n%s' '{body}'")
+}
+
+/// All that a machine must not reach, asked at once: each is waited for in vain.
+async fn nothing_answers(site: &Site, machine: &str, secret: &Secret, victim: &Path) -> anyhow::Result<()> {
+    let gateway = site.cluster.gateway()?.address.port();
+    let victim = victim.to_str().context("a path in UTF-8")?;
+    let mut questions = vec![
+        (get("/services/forwarder/all"), "192.168.127.1", 80),
+        (expose("tcp", &format!("0.0.0.0:{EXPOSED}"), "192.168.127.2:80"), "192.168.127.1", 80),
+        (expose("unix", victim, "tcp://192.168.127.2:80"), "192.168.127.1", 80),
+        (get("/"), "192.168.127.254", secret.port),
+        (get("/"), "192.168.127.254", gateway),
+    ];
+    if machine == "one" {
+        // Without egress the internet is one of them.
+        questions.push((get("/"), "203.0.113.7", 8080));
+    }
+    let ask = |(request, address, port): &(String, &str, u16)| {
+        format!("({request} | nc -w 5 {address} {port}; echo \"$? of {address} {port}\") &\n")
+    };
+    let script: String = questions.iter().map(ask).collect();
+    let answers = site.sh(machine, &format!("{script}wait")).await?.success()?.text();
+    let mut lines: Vec<&str> = answers.lines().collect();
+    let mut want: Vec<String> =
+        questions.iter().map(|(_, address, port)| format!("1 of {address} {port}")).collect();
+    lines.sort_unstable();
+    want.sort_unstable();
+    ensure!(lines == want, "{machine} asked, and got: {answers}");
+    Ok(())
 }
 
 /// Something on the host's loopback that nobody in a machine may see.

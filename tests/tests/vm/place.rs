@@ -4,6 +4,7 @@ use std::{
     ffi::OsString,
     fs,
     future::Future,
+    net::Ipv4Addr,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
@@ -17,6 +18,7 @@ use super::HOLDFAST;
 
 /// Set inside the test host: the test is where it can run.
 const HERE: &str = "HOLDFAST_VM_HERE";
+const LAUNCHER: &str = "holdfast-vmm";
 /// A command against a machine under two layers of emulation, on a loaded machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(240);
 /// For the whole test, in the test host: below nextest's own limit.
@@ -61,7 +63,7 @@ where
     let _ = fs::remove_dir_all(kept);
 }
 
-fn kvm_works() -> bool {
+pub(super) fn kvm_works() -> bool {
     let script = repository().join("netem-scripts/test-host");
     Command::new(script).arg("kvm").status().is_ok_and(|status| status.success())
 }
@@ -82,7 +84,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    fn find() -> Result<Self, String> {
+    pub(super) fn find() -> Result<Self, String> {
         // target/debug/deps/vm-…
         let exe = std::env::current_exe().map_err(|error| error.to_string())?;
         let built = exe.parent().and_then(Path::parent).ok_or("the test's binary is nowhere")?.to_owned();
@@ -94,7 +96,7 @@ impl Parts {
             .ok_or("there is no HOME")?
             .join("holdfast/vm");
         let all = vec![
-            ("holdfast-vmm", built.join("holdfast-vmm")),
+            (LAUNCHER, built.join("holdfast-vmm")),
             ("holdfast-supervisor", of_triple.join("holdfast-supervisor")),
             ("libkrunfw.so.5", cache.join("libkrunfw.so.5")),
             ("gvproxy", cache.join("gvproxy")),
@@ -122,6 +124,12 @@ impl Parts {
         Ok(())
     }
 
+    /// One of them.
+    pub(super) fn path(&self, wanted: &str) -> anyhow::Result<PathBuf> {
+        let part = self.all.iter().find(|(name, _)| *name == wanted);
+        Ok(part.with_context(|| format!("no part {wanted}"))?.1.clone())
+    }
+
     /// A root file system of busybox alone.
     pub(super) fn rootfs(&self, dir: &Path) -> anyhow::Result<()> {
         for name in ["bin", "etc", "proc", "sys", "dev", "tmp", "root"] {
@@ -142,6 +150,16 @@ impl Parts {
     }
 }
 
+/// Network namespaces, where not all of a site is in this one.
+pub(super) struct Apart {
+    /// Of holders, and so of gvproxy.
+    pub(super) machines: PathBuf,
+    /// Of the gateway and the commands.
+    pub(super) gateway: PathBuf,
+    /// The gateway's in there, as a machine's gvproxy reaches it.
+    pub(super) address: Ipv4Addr,
+}
+
 /// A gateway with the vm driver.
 pub(super) struct Site {
     pub(super) cluster: Cluster,
@@ -154,11 +172,31 @@ pub(super) struct Site {
 
 impl Site {
     pub(super) async fn start(name: &'static str, parts: &Parts) -> anyhow::Result<Self> {
+        Self::start_where(name, parts, None).await
+    }
+
+    /// With the machines' ends of their networks elsewhere than the gateway.
+    pub(super) async fn start_apart(
+        name: &'static str,
+        parts: &Parts,
+        apart: &Apart,
+    ) -> anyhow::Result<Self> {
+        Self::start_where(name, parts, Some(apart)).await
+    }
+
+    async fn start_where(name: &'static str, parts: &Parts, apart: Option<&Apart>) -> anyhow::Result<Self> {
         let files = tempfile::Builder::new().prefix("holdfast-vm-").tempdir()?;
         let (links, images, config) =
             (files.path().join("parts"), files.path().join("images"), files.path().join("gateway.toml"));
-        parts.lay_out(&links, None)?;
+        parts.lay_out(&links, apart.map(|_| LAUNCHER))?;
         parts.rootfs(&images.join("busybox"))?;
+        let (mut program, mut ip) = (PathBuf::from(HOLDFAST), Ipv4Addr::LOCALHOST);
+        if let Some(apart) = apart {
+            enter(&apart.machines, &parts.path(LAUNCHER)?, &links.join(LAUNCHER))?;
+            program = files.path().join("holdfast");
+            enter(&apart.gateway, HOLDFAST.as_ref(), &program)?;
+            ip = apart.address;
+        }
         fs::write(
             &config,
             format!(
@@ -167,7 +205,8 @@ impl Site {
             ),
         )?;
         let config = config.to_str().context("a path in UTF-8")?;
-        let cluster = Cluster::start_with(HOLDFAST, &["--config", config]).await?;
+        let program = program.to_str().context("a path in UTF-8")?;
+        let cluster = Cluster::start_on(program, ip.into(), &["--config", config]).await?;
         Ok(Self { cluster, images, name, passed: false, _files: files })
     }
 
@@ -192,6 +231,15 @@ impl Site {
     /// A sandbox as the API shows it.
     pub(super) async fn get(&self, machine: &str) -> anyhow::Result<serde_json::Value> {
         self.command(["get", machine, "-o", "json"]).run().await?.success()?.json()
+    }
+
+    /// A sandbox's session, in words.
+    pub(super) async fn session(&self, machine: &str) -> anyhow::Result<String> {
+        let session = &self.get(machine).await?["session"];
+        Ok(format!(
+            "epoch {} from {} ({} migrations, {} rebinds)",
+            session["epoch"], session["remote_address"], session["migrations"], session["rebinds"]
+        ))
     }
 
     /// A machine's directory at the driver.
@@ -251,6 +299,14 @@ impl Drop for Site {
         }
         eprintln!("==== kept in {}", kept.display());
     }
+}
+
+/// A program that is another one, in a network namespace.
+fn enter(namespace: &Path, program: &Path, script: &Path) -> anyhow::Result<()> {
+    let text =
+        format!("#!/bin/sh\nexec nsenter --net={} -- {} \"$@\"\n", namespace.display(), program.display());
+    fs::write(script, text)?;
+    Ok(fs::set_permissions(script, fs::Permissions::from_mode(0o700))?)
 }
 
 /// Processes that carry the mark of a workload below `dir`.
