@@ -49,6 +49,8 @@ pub struct MachineNetwork {
     pub prefix: u8,
     /// Where everything else goes.
     pub router: Ipv4Addr,
+    /// The largest packet, in bytes.
+    pub mtu: u16,
     /// Who knows names, where the sandbox may ask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolver: Option<Ipv4Addr>,
@@ -108,6 +110,7 @@ mod tests {
                 address: [192, 168, 127, 2].into(),
                 prefix: 24,
                 router: [192, 168, 127, 1].into(),
+                mtu: 6528,
                 resolver: None,
             },
             env: [("A".to_owned(), "b\n\"c\"".to_owned())].into(),

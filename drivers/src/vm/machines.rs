@@ -24,7 +24,7 @@ use holdfast_wire::{
 
 use super::{
     Parts, VmConfig, disk,
-    filter::{GUEST, HOST, ROUTER},
+    filter::{GUEST, HOST, MTU, ROUTER},
     launch::{self, BytePath, Egress, Launch as Record},
     note::{self, Note},
     rootfs,
@@ -132,6 +132,7 @@ impl Machines {
                 address: GUEST,
                 prefix: PREFIX,
                 router: ROUTER,
+                mtu: MTU,
                 resolver: (egress == Egress::Internet).then_some(ROUTER),
             },
             env: spec.env.0.clone(),

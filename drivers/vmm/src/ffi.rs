@@ -22,6 +22,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 const ROOT: &CStr = c"/dev/root";
 /// Files are mapped into the guest's memory through a window of this size: libkrun's own default.
 const ROOT_WINDOW: u64 = 1 << 29;
+/// GUEST_CSUM and GUEST_TSO4 of virtio-net. Nothing is ever offloaded to the machine; but a Linux that was offered this
+/// has receive buffers for frames above 1518 bytes, and there is no other way with libkrun to have them.
+const TAKES_LARGE_FRAMES: u32 = 1 << 1 | 1 << 7;
 /// libkrun reads argument arrays of this length.
 const MAX_ARGS: usize = 4096;
 
@@ -112,10 +115,12 @@ impl Context {
 
     /// A network card whose frames go through `socket`.
     pub(crate) fn network(&self, socket: RawFd, mac: [u8; 6]) -> Result<(), Refused> {
-        // No offloads: each frame is one packet that the filter can judge.
+        // None for what it sends: each frame is one packet that the filter can judge.
         // SAFETY: there is no path; the address is read by the call; the socket was inherited for this, and nobody
         // else in this process uses it.
-        let code = unsafe { krun::krun_add_net_unixstream(self.0, ptr::null(), socket, mac.as_ptr(), 0, 0) };
+        let code = unsafe {
+            krun::krun_add_net_unixstream(self.0, ptr::null(), socket, mac.as_ptr(), TAKES_LARGE_FRAMES, 0)
+        };
         check("krun_add_net_unixstream", code)
     }
 

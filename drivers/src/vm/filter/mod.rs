@@ -25,6 +25,9 @@ pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
 /// The host's loopback, as the machine would see it.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 254);
+/// The largest packet between machine and gvproxy, in bytes: the largest QUIC datagram (`holdfast_wire`'s MTU discovery
+/// ends at 6500) and its headers. No cable is there to ask for less, and each packet costs the same, however long it is.
+pub const MTU: u16 = 6528;
 /// Where names are asked for.
 const DNS: u16 = 53;
 

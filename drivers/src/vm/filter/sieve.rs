@@ -2,8 +2,9 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// The largest frame: the machine's MTU is 1500, and neither side is offered segmentation offload.
-pub const MAX_FRAME: usize = 2048;
+/// The largest frame: a packet and its Ethernet header, with a tag that one side may add. Segments are cut before: the
+/// machine is offered no offload for what it sends.
+pub const MAX_FRAME: usize = super::MTU as usize + 18;
 const PREFIX: usize = 4;
 
 /// A frame that claims more than [`MAX_FRAME`] bytes: what follows it cannot be found any more.

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_drivers::vm::{launch::Launch, log::BoundedLog};
+use holdfast_drivers::vm::{filter::MTU, launch::Launch, log::BoundedLog};
 use tokio::{
     net::UnixStream,
     process::{Child, Command},
@@ -70,6 +70,7 @@ impl Network {
             .args([std::process::id(), launch.network_user()].map(|number| number.to_string()))
             .arg(&program)
             .args(["-listen-qemu", &format!("unix://{SOCKET_BY_CWD}"), "-ssh-port", "-1"])
+            .args(["-mtu", &MTU.to_string()])
             .env_clear()
             .current_dir(&dir)
             .stdin(Stdio::null())

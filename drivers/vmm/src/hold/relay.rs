@@ -15,7 +15,7 @@ use tokio::{
     },
 };
 
-/// About forty frames, so that a burst costs few calls.
+/// About ten of the largest frames, so that a burst costs few calls.
 const READ: usize = 64 * 1024;
 /// How many refused frames are told in the log, before only their number grows.
 const TOLD: u64 = 20;

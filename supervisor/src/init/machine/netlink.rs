@@ -1,4 +1,4 @@
-//! The network card: an address and a route, told to the kernel by netlink.
+//! The network card: its MTU, an address and a route, told to the kernel by netlink.
 //!
 //! ```text
 //!   request: header (length, type, flags, sequence, 0), body, attributes (length, type, value; padded to 4)
@@ -31,16 +31,17 @@ const CHANGE: u16 = 0x005;
 const CREATE: u16 = CHANGE | 0x600;
 
 const IFF_UP: u32 = 1;
+const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const AF_INET: u8 = 2;
 
-/// Gives the card its address, and the machine its route.
+/// Gives the card its MTU and its address, and the machine its route.
 pub(super) fn configure(network: &MachineNetwork) -> Result<(), MachineError> {
-    up(LOOPBACK)?;
-    let card = up(CARD)?;
+    up(LOOPBACK, &[])?;
+    let card = up(CARD, &attribute(IFLA_MTU, &u32::from(network.mtu).to_ne_bytes()))?;
     let address = network.address.octets();
     let body = [&[AF_INET, network.prefix, 0, 0][..], &card.to_ne_bytes()].concat();
     let attributes = [attribute(IFA_LOCAL, &address), attribute(IFA_ADDRESS, &address)].concat();
@@ -48,10 +49,10 @@ pub(super) fn configure(network: &MachineNetwork) -> Result<(), MachineError> {
     route(network.router, card)
 }
 
-fn up(name: &str) -> Result<u32, MachineError> {
+fn up(name: &str, attributes: &[u8]) -> Result<u32, MachineError> {
     let index = if_nametoindex(name).map_err(failed(format!("looking for the network card {name}")))?;
     let body = [&[0; 4][..], &index.to_ne_bytes(), &IFF_UP.to_ne_bytes(), &IFF_UP.to_ne_bytes()].concat();
-    ask(RTM_NEWLINK, CHANGE, &body, &[]).map_err(failed(format!("switching {name} on")))?;
+    ask(RTM_NEWLINK, CHANGE, &body, attributes).map_err(failed(format!("switching {name} on")))?;
     Ok(index)
 }
 
