@@ -5,6 +5,7 @@ use std::{
     net::TcpListener,
     path::Path,
     process::Command,
+    sync::LazyLock,
     time::Instant,
 };
 
@@ -13,8 +14,8 @@ use sha2::{Digest, Sha256};
 
 use super::place::{self, Site};
 
-/// Each way, with digests. Under two layers of emulation a machine moves some hundred KiB a second.
-const BULK: usize = 4 << 20;
+/// Each way, with digests.
+static BULK: LazyLock<usize> = LazyLock::new(|| place::number("HOLDFAST_VM_MIB", 8) << 20);
 
 #[test]
 fn a_machine_runs_commands_and_keeps_its_files_through_a_stop() {
@@ -162,25 +163,46 @@ async fn its_processes_are_confined(site: &Site) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Some MiB in, and the same out.
+/// Many bytes in, and the same out: through one command at once, and as a file.
 async fn bulk(site: &Site) -> anyhow::Result<()> {
-    let mut bytes = vec![0; BULK];
+    let (here, back) = (site.images.join("bulk"), site.images.join("back"));
+    let mut bytes = vec![0; *BULK];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    let digest =
-        |bytes: &[u8]| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let want = digest(&bytes);
+    std::fs::write(&here, &bytes)?;
+    let path = |path: &Path| path.to_str().map(str::to_owned).context("a path in UTF-8");
+
     let begun = Instant::now();
-    let inside = site
-        .command(["exec", "-i", "box", "--", "tee", "/workspace/bulk"])
-        .stdin(bytes)
-        .run()
-        .await?
-        .success()?;
-    ensure!(inside.stdout.len() == BULK && digest(&inside.stdout) == want, "other bytes came back");
-    eprintln!("measured: {} MiB in and out {:.1} s", BULK >> 20, begun.elapsed().as_secs_f64());
-    let sum = site.sh("box", "sha256sum < /workspace/bulk; rm /workspace/bulk").await?.success()?.text();
+    let inside = site.command(["exec", "-i", "box", "--", "cat"]).stdin(bytes).run().await?.success()?;
+    rate("exec -i -- cat: in and out at once", begun);
+    ensure!(inside.stdout.len() == *BULK && digest(&inside.stdout) == want, "other bytes came back");
+
+    let begun = Instant::now();
+    site.command(["cp", &path(&here)?, "box:/workspace/bulk"]).run().await?.success()?;
+    rate("cp: in", begun);
+    let begun = Instant::now();
+    let sum = site.sh("box", "sha256sum < /workspace/bulk").await?.success()?.text();
     ensure!(sum.starts_with(&want), "other bytes arrived: {sum}");
+    rate("sha256sum in there", begun);
+    let begun = Instant::now();
+    site.command(["cp", "box:/workspace/bulk", &path(&back)?]).run().await?.success()?;
+    rate("cp: out", begun);
+    ensure!(digest(&std::fs::read(&back)?) == want, "other bytes were brought");
+    site.sh("box", "rm /workspace/bulk").await?.success()?;
+    for file in [here, back] {
+        std::fs::remove_file(file)?;
+    }
     Ok(())
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn rate(what: &str, begun: Instant) {
+    let seconds = begun.elapsed().as_secs_f64();
+    let mib = *BULK >> 20;
+    eprintln!("measured: {mib} MiB by {what}: {seconds:.1} s, {:.2} MiB/s", mib as f64 / seconds);
 }
 
 /// The identity is nowhere on disk, and not in the file that brought it.

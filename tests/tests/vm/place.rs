@@ -21,8 +21,10 @@ const HERE: &str = "HOLDFAST_VM_HERE";
 const LAUNCHER: &str = "holdfast-vmm";
 /// A command against a machine under two layers of emulation, on a loaded machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(240);
+/// What may be set outside, for longer runs by hand.
+const SETTINGS: [&str; 2] = ["HOLDFAST_VM_MIB", "HOLDFAST_VM_SECONDS"];
 /// For the whole test, in the test host: below nextest's own limit.
-const TEST_HOST_SECONDS: &str = "420";
+const TEST_HOST_SECONDS: usize = 420;
 
 /// Whether this is not (yet) the test host.
 pub(super) fn is_outside() -> bool {
@@ -50,11 +52,16 @@ where
     }
     let kept = kept(name);
     fs::create_dir_all(&kept).expect("a directory for what a failed test leaves");
+    let seconds = number("HOLDFAST_VM_SECONDS", TEST_HOST_SECONDS).to_string();
     let status = Command::new(repository().join("netem-scripts/test-host"))
-        .args(["run", "--modules", "net,vm", "--memory", "3072", "--timeout", TEST_HOST_SECONDS])
+        .args(["run", "--modules", "net,vm", "--memory", "3072", "--timeout", &seconds])
         .arg("--mount")
         .arg(&kept)
-        .args(["--env", &format!("{HERE}=1"), "--"])
+        .args(["--env", &format!("{HERE}=1")])
+        .args(
+            SETTINGS.iter().filter(|name| std::env::var_os(name).is_some()).flat_map(|name| ["--env", name]),
+        )
+        .arg("--")
         .arg(std::env::current_exe().expect("this test's own path"))
         .args(["--exact", name, "--nocapture"])
         .status()
@@ -66,6 +73,12 @@ where
 pub(super) fn kvm_works() -> bool {
     let script = repository().join("netem-scripts/test-host");
     Command::new(script).arg("kvm").status().is_ok_and(|status| status.success())
+}
+
+/// A setting, or what CI has time for.
+pub(super) fn number(name: &str, default: usize) -> usize {
+    debug_assert!(SETTINGS.contains(&name), "{name} does not reach the test host");
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 fn repository() -> PathBuf {
