@@ -92,7 +92,7 @@ async fn dies(site: &Site, machine: &str, part: Part) -> anyhow::Result<()> {
     let left = place::processes_below(&dir);
     ensure!(left.is_empty(), "left running: {left:?}");
     // What was killed cannot take its socket along; whoever of the others lives on does.
-    ensure!(matches!(part, Part::Holder) || !dir.join("net.sock").exists(), "left behind: net.sock");
+    ensure!(matches!(part, Part::Holder) || !dir.join("net").exists(), "left behind: the network");
     Ok(())
 }
 
