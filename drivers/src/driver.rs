@@ -118,6 +118,9 @@ pub struct Capabilities {
     pub boot: Vec<BootStage>,
     /// [`WorkloadSpec::image`] is honoured. Where this is false a spec with an image is refused.
     pub images: bool,
+    /// An image's own command is known: [`WorkloadSpec::main`] is answered by [`Observed::main`]. Where this is false
+    /// a main command has to be given whole, and its driver has nothing to do with it.
+    pub entrypoints: bool,
     /// [`WorkloadSpec::resources`] are enforced. Where this is false a spec with limits is refused.
     pub resources: bool,
     /// What keeps a workload from the rest of the machine.

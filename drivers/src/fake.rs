@@ -219,6 +219,7 @@ impl World {
             at: Timestamp::now(),
             pid: None,
             handle: Some(format!("fake {}", self.next_pid)),
+            main: None,
         };
         let ready_at = Instant::now() + self.create_takes;
         let workload = self.workloads.entry(spec.sandbox).or_default();
@@ -258,6 +259,7 @@ impl FakeDriver {
             logs: true,
             boot: vec![BootStage::Started],
             images: false,
+            entrypoints: false,
             resources: false,
             isolation: Isolation::None,
             isolation_note: "a fake: there is nothing to isolate".to_owned(),

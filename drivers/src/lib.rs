@@ -38,6 +38,6 @@ pub use self::{
     boot::{Boot, BootStage, Reached},
     driver::{Capabilities, ComputeDriver, Isolation, Verb},
     error::{Cause, DriverError, ErrorKind},
-    observed::{Exit, OOM_KILLED, Observed, ObservedStream, Origin, Workload, WorkloadState},
+    observed::{Exit, MainCommand, OOM_KILLED, Observed, ObservedStream, Origin, Workload, WorkloadState},
     spec::{Bootstrap, Env, Mount, Resources, Secret, WorkloadSpec},
 };

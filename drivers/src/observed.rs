@@ -37,6 +37,19 @@ pub struct Observed {
     pub pid: Option<u32>,
     /// What the outside system calls the workload, such as `pid 4711` or a container's id. For people.
     pub handle: Option<String>,
+    /// What [`WorkloadSpec::main`](crate::WorkloadSpec::main) amounts to in this workload's image, where the driver
+    /// has images: a fact about the image, which stays what it is for as long as the workload does.
+    #[serde(default)]
+    pub main: Option<MainCommand>,
+}
+
+/// A command with all that an image says about it, except what is the workload's own: user and environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MainCommand {
+    /// Never empty.
+    pub argv: Vec<String>,
+    /// An absolute path in the workload.
+    pub cwd: String,
 }
 
 impl Observed {
@@ -53,15 +66,16 @@ impl Observed {
             at: Timestamp::now(),
             pid: None,
             handle: None,
+            main: None,
         }
     }
 
     /// Whether `other` tells a reader nothing new. Time stamps are not looked at.
     #[must_use]
     pub fn same_level(&self, other: &Self) -> bool {
-        let Self { sandbox, generation, state, reason, message, boot, at: _, pid, handle } = self;
+        let Self { sandbox, generation, state, reason, message, boot, at: _, pid, handle, main } = self;
         boot.stages().eq(other.boot.stages())
-            && (sandbox, generation, state, reason, message, pid, handle)
+            && (sandbox, generation, state, reason, message, pid, handle, main)
                 == (
                     &other.sandbox,
                     &other.generation,
@@ -70,6 +84,7 @@ impl Observed {
                     &other.message,
                     &other.pid,
                     &other.handle,
+                    &other.main,
                 )
     }
 }

@@ -22,6 +22,8 @@ pub const MAX_PEM_BYTES: usize = 64 * 1024;
 pub const MAX_MOUNTS: usize = 64;
 /// The longest path of a mount, in bytes: Linux's own limit.
 pub const MAX_MOUNT_BYTES: usize = 4095;
+/// The largest main command, in bytes: it is kept and shown with its workload. Images' own have under 1 KiB.
+pub const MAX_MAIN_BYTES: usize = 32 * 1024;
 /// The longest name of a network, in bytes. Engines allow less.
 pub const MAX_NETWORK_BYTES: usize = 255;
 /// The most gateway addresses. Each is tried in turn, so more would only make a failing dial longer.
@@ -69,6 +71,12 @@ pub struct WorkloadSpec {
     /// The image's files cannot be changed; the workspace, and what is mounted, can.
     #[serde(default)]
     pub read_only_root: bool,
+    /// A command is run in it by the gateway: where the driver knows the image's ([`Capabilities::entrypoints`]), with
+    /// these arguments in the place of the image's own, if there are any.
+    ///
+    /// [`Capabilities::entrypoints`]: crate::Capabilities::entrypoints
+    #[serde(default)]
+    pub main: Option<Vec<String>>,
     /// How the supervisor reaches the gateway, and proves who it is.
     #[serde(skip)]
     pub bootstrap: Bootstrap,
@@ -181,6 +189,7 @@ impl WorkloadSpec {
         self.env.check()?;
         self.check_labels()?;
         self.check_mounts()?;
+        self.check_main()?;
         if self.network.as_deref().is_some_and(|name| {
             name.is_empty()
                 || name.len() > MAX_NETWORK_BYTES
@@ -192,6 +201,22 @@ impl WorkloadSpec {
             ));
         }
         self.bootstrap.check()
+    }
+
+    fn check_main(&self) -> Result<(), DriverError> {
+        let args = self.main.as_deref().unwrap_or_default();
+        let bytes: usize = args.iter().map(|arg| arg.len() + 1).sum();
+        if args.len() > MAX_ENTRIES || bytes > MAX_MAIN_BYTES {
+            let message = format!(
+                "has {} arguments of {bytes} bytes, more than the {MAX_ENTRIES} of {MAX_MAIN_BYTES} allowed",
+                args.len()
+            );
+            return Err(DriverError::invalid("main.args", message));
+        }
+        match args.iter().position(|arg| arg.contains('\0')) {
+            Some(i) => Err(DriverError::invalid(format!("main.args[{i}]"), "has a NUL in it")),
+            None => Ok(()),
+        }
     }
 
     fn check_mounts(&self) -> Result<(), DriverError> {
@@ -416,6 +441,7 @@ mod tests {
             mounts: Vec::new(),
             network: None,
             read_only_root: false,
+            main: None,
             bootstrap: Bootstrap {
                 addresses: vec!["127.0.0.1:7443".into()],
                 server_name: "gateway.holdfast.internal".into(),
@@ -470,7 +496,9 @@ mod tests {
         }
         let twice = vec![mount("/a", "/x"), mount("cache", "/x")];
         assert_eq!(field_of(&WorkloadSpec { mounts: twice, ..sample() }), "mounts[1].target");
-        let wrong: [(&str, Spoil); 13] = [
+        let wrong: [(&str, Spoil); 15] = [
+            ("main.args[1]", |spec| spec.main = Some(vec!["a".into(), "\0".into()])),
+            ("main.args", |spec| spec.main = Some(vec!["x".repeat(MAX_MAIN_BYTES)])),
             ("network", |spec| spec.network = Some("two words".into())),
             ("name", |spec| spec.name = "../etc".into()),
             ("name", |spec| spec.name = "x".repeat(64)),

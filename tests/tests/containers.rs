@@ -16,6 +16,8 @@ mod files;
 mod life;
 #[path = "containers/limits.rs"]
 mod limits;
+#[path = "containers/main_command.rs"]
+mod main_command;
 #[path = "containers/many.rs"]
 mod many;
 #[path = "containers/nat.rs"]

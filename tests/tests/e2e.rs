@@ -17,6 +17,8 @@ mod faults;
 mod files;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
+#[path = "e2e/main_command.rs"]
+mod main_command;
 #[path = "e2e/many.rs"]
 mod many;
 #[path = "e2e/streams.rs"]

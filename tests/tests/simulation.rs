@@ -15,6 +15,8 @@ mod chaos;
 mod gateways;
 #[path = "simulation/lifetimes.rs"]
 mod lifetimes;
+#[path = "simulation/main_commands.rs"]
+mod main_commands;
 #[path = "simulation/paths.rs"]
 mod paths;
 #[path = "simulation/quiet.rs"]

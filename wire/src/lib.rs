@@ -81,6 +81,7 @@ impl std::fmt::Debug for api::SandboxSpec {
             .field("mounts", &self.mounts)
             .field("network", &self.network)
             .field("read_only_root", &self.read_only_root)
+            .field("main", &self.main)
             .field("rootfs", &self.rootfs)
             .field("egress", &self.egress)
             .finish()

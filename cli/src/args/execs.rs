@@ -178,7 +178,7 @@ pub(crate) struct KillArgs {
     pub(crate) signal: Option<i32>,
     /// The sandbox's name or id
     pub(crate) sandbox: String,
-    /// The execs' ids, or the beginnings of them
+    /// The execs' ids, or the beginnings of them; `main` for the main command
     #[arg(required = true)]
     pub(crate) execs: Vec<String>,
 }
@@ -191,7 +191,7 @@ Examples:
 pub(crate) struct LogsArgs {
     /// The sandbox's name or id
     pub(crate) sandbox: String,
-    /// An exec's id, or the beginning of it [default: the sandbox's console]
+    /// An exec's id, or the beginning of it; `main` for the main command [default: the sandbox's console]
     pub(crate) exec: Option<String>,
     /// Only the last so many bytes [default: all that is kept of an exec; 64Ki of a console]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]

@@ -51,7 +51,9 @@ Examples:
   holdfast create box --wait
   box=$(holdfast create --label job=42 --memory 4Gi)
   holdfast create box --image debian:13 --cpus 2 --memory 4Gi --pids 1000 --user ada --wait
-  holdfast create job --ttl 2h --idle-stop 15m      gone in two hours; stopped when nobody uses it")]
+  holdfast create job --ttl 2h --idle-stop 15m      gone in two hours; stopped when nobody uses it
+  holdfast create db --image postgres:17 --main -e POSTGRES_PASSWORD --wait; holdfast attach db main
+  holdfast create job --main -- ./train.sh          whose end leaves the sandbox as it is: wait job --exec main")]
 pub(crate) struct CreateArgs {
     /// The sandbox's name [default: one is made up]
     pub(crate) name: Option<String>,
@@ -69,12 +71,18 @@ pub(crate) struct CreateArgs {
     /// Stop it after so long without activity: no command runs, nobody is attached. Files stay [default: never]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub(crate) idle_stop: Option<Duration>,
+    /// Run the image's own command (ENTRYPOINT, CMD) in it, once it is ready and after each start: exec `main`
+    #[arg(long)]
+    pub(crate) main: bool,
     /// Return when it is ready
     #[arg(long)]
     pub(crate) wait: bool,
     /// With --wait: at most so long
     #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "5m", requires = "wait")]
     pub(crate) timeout: Duration,
+    /// With --main: arguments in the place of the image's CMD; without an image, the whole command
+    #[arg(last = true, requires = "main", value_name = "ARG", value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) main_args: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -105,7 +113,7 @@ pub(crate) struct WaitArgs {
     /// What to wait for: ready, deleted, phase=NAME, condition=NAME, condition=NAME=VALUE
     #[arg(long = "for", value_name = "STATE", default_value = "ready", value_parser = until)]
     pub(crate) until: String,
-    /// Wait for this exec's end instead
+    /// Wait for this exec's end instead: an id, the beginning of one, or `main`
     #[arg(long, value_name = "EXEC", conflicts_with = "until")]
     pub(crate) exec: Option<String>,
     /// At most so long; then exit code 124 [default: 5m; with --exec: for ever]
@@ -187,6 +195,7 @@ const CONDITIONS: &[&str] = &[
     "FilesystemHealthy",
     "Booted",
     "MemoryHealthy",
+    "MainCommand",
 ];
 
 /// What a condition can be.

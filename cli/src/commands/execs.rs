@@ -2,8 +2,8 @@
 
 use holdfast_wire::{
     api::{
-        CancelExecRequest, ExecInfo, GetExecRequest, ListExecsRequest, LogsRequest, OutputStream,
-        ReadExecRequest, SignalExecRequest,
+        CancelExecRequest, ExecInfo, GetExecRequest, GetSandboxRequest, ListExecsRequest, LogsRequest,
+        OutputStream, ReadExecRequest, SignalExecRequest,
     },
     ids::ExecId,
     limits,
@@ -20,6 +20,9 @@ use crate::{
 
 /// What the gateway gives of a console at most.
 const MAX_CONSOLE: u64 = 1 << 20;
+
+/// What names a sandbox's main command among its execs. No id begins so.
+const MAIN: &str = "main";
 
 pub(super) async fn list(args: &ExecsArgs, context: &Context) -> Result<u8, Failed> {
     let client = context.client()?;
@@ -133,9 +136,11 @@ async fn all(client: &Client, sandbox: &str) -> Result<Vec<ExecInfo>, Error> {
     Ok(client.call(&format!("list the execs of {sandbox}"), CALL_TIMEOUT, execs.list(request)).await?.execs)
 }
 
-/// The exec with this id, or the only one whose id begins so.
+/// The exec with this id, or the only one whose id begins so, or the sandbox's main command. That one is found by what
+/// it is now: whoever goes on with the id stays with this workload's.
 pub(super) async fn find(client: &Client, sandbox: &str, text: &str) -> Result<ExecInfo, Error> {
-    if let Ok(exec_id) = text.parse::<ExecId>() {
+    let main = if text == MAIN { Some(main_of(client, sandbox).await?) } else { None };
+    if let Some(exec_id) = main.or_else(|| text.parse::<ExecId>().ok()) {
         let mut execs = client.execs();
         let request = GetExecRequest { sandbox: sandbox.to_owned(), exec_id: exec_id.to_string() };
         let response = client.call(&format!("find exec {text}"), CALL_TIMEOUT, execs.get(request)).await?;
@@ -144,6 +149,18 @@ pub(super) async fn find(client: &Client, sandbox: &str, text: &str) -> Result<E
         });
     }
     choose(all(client, sandbox).await?, sandbox, text)
+}
+
+async fn main_of(client: &Client, sandbox: &str) -> Result<ExecId, Error> {
+    let mut sandboxes = client.sandboxes();
+    let request = GetSandboxRequest { sandbox: sandbox.to_owned() };
+    let what = format!("find the main command of {sandbox}");
+    let found = client.call(&what, CALL_TIMEOUT, sandboxes.get(request)).await?.sandbox.unwrap_or_default();
+    let exec_id = found.status.unwrap_or_default().main_exec_id;
+    if exec_id.is_empty() {
+        return Err(Error::NoSuchExec(format!("{sandbox} has no main command: it was not made with --main")));
+    }
+    exec_id.parse().map_err(|error| Error::NoSuchExec(format!("the gateway's answer: {error}")))
 }
 
 fn choose(execs: Vec<ExecInfo>, sandbox: &str, text: &str) -> Result<ExecInfo, Error> {

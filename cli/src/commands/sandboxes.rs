@@ -41,6 +41,7 @@ pub(super) async fn create(args: CreateArgs, context: &Context) -> Result<u8, Fa
     let env = values::environment(&args.env_file, &args.env).map_err(Failed::Usage)?;
     let mut spec = spec_of(args.making, env, args.user)?;
     spec.idle_stop = span(args.idle_stop, "--idle-stop")?;
+    spec.main = args.main.then_some(api::MainCommand { args: args.main_args });
     let client = context.client()?;
     let made = make(&client, args.name.unwrap_or_default(), spec);
     let mut sandbox = context.output.during("creating the sandbox", made).await?;

@@ -8,6 +8,9 @@ use serde::Serialize;
 use super::{age, dash, milliseconds, phase, time, word};
 use crate::output::Row;
 
+/// The condition that tells of the main command.
+const MAIN: &str = "MainCommand";
+
 /// A sandbox.
 #[derive(Debug, Serialize)]
 pub(crate) struct Sandbox {
@@ -32,6 +35,7 @@ pub(crate) struct Sandbox {
     pub(crate) mounts: Vec<Mount>,
     pub(crate) network: String,
     pub(crate) read_only_root: bool,
+    pub(crate) main: Option<Main>,
     pub(crate) last_error: Option<LastError>,
     pub(crate) session: Option<Session>,
     pub(crate) created_at: Option<String>,
@@ -40,6 +44,13 @@ pub(crate) struct Sandbox {
     pub(crate) idle_stop_s: Option<f64>,
     #[serde(skip)]
     age: String,
+}
+
+/// The main command: the exec that it is in this workload; what became of it is a condition.
+#[derive(Debug, Serialize)]
+pub(crate) struct Main {
+    args: Vec<String>,
+    exec_id: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -128,6 +139,7 @@ impl From<api::Sandbox> for Sandbox {
                 .collect(),
             network: spec.network,
             read_only_root: spec.read_only_root,
+            main: spec.main.map(|main| Main { args: main.args, exec_id: status.main_exec_id }),
             last_error: status.last_error.map(|error| LastError {
                 reason: error.reason,
                 message: error.message,
@@ -166,10 +178,18 @@ impl Sandbox {
                 last.reason, last.source, last.message
             ));
         }
+        if let (Some(main), Some(now)) = (&self.main, self.main_condition()) {
+            let message = if now.message.is_empty() { String::new() } else { format!(": {}", now.message) };
+            remarks.push(format!("{name}: main command: {}{message} (exec {})", now.reason, main.exec_id));
+        }
         if self.expires_at.is_some() || self.idle_stop_s.is_some() {
             remarks.push(format!("{name}: {}", self.lifetime()));
         }
         remarks
+    }
+
+    fn main_condition(&self) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.kind == MAIN)
     }
 
     /// How long it lives, and may be idle, in a line.
@@ -249,11 +269,14 @@ impl Row for Sandbox {
             dash(&self.reason),
         ];
         if wide {
-            let unmet = self.conditions.iter().filter(|condition| condition.status != "True");
-            let unmet: Vec<_> =
+            // What should be so; a main command that has ended is nothing that is missing.
+            let all = || self.conditions.iter().filter(|condition| condition.kind != MAIN);
+            let unmet = all().filter(|condition| condition.status != "True");
+            let mut words: Vec<_> =
                 unmet.map(|condition| format!("{}={}", condition.kind, condition.status)).collect();
-            let met = self.conditions.len() - unmet.len();
-            let conditions = format!("{met}/{} {}", self.conditions.len(), unmet.join(" "));
+            let met = all().count() - words.len();
+            words.extend(self.main_condition().map(|main| format!("{MAIN}={}", main.reason)));
+            let conditions = format!("{met}/{} {}", all().count(), words.join(" "));
             let session = self.session.as_ref();
             cells.extend([
                 self.id.clone(),

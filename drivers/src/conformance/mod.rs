@@ -117,6 +117,7 @@ pub fn sample_spec(sandbox: SandboxId) -> WorkloadSpec {
         mounts: Vec::new(),
         network: None,
         read_only_root: false,
+        main: None,
         bootstrap: Bootstrap {
             // The discard port of this machine: nobody answers, and no packet leaves.
             addresses: vec!["127.0.0.1:9".to_owned()],

@@ -38,7 +38,8 @@ pub(super) async fn ensure(
     }
 }
 
-async fn look(engine: &Engine, image: &str) -> Result<Option<ImageConfig>, DriverError> {
+/// What is configured in the image; `None`: the engine has it not.
+pub(super) async fn look(engine: &Engine, image: &str) -> Result<Option<ImageConfig>, DriverError> {
     let attempted = format!("inspecting image {image}");
     match timeout(ASK, engine.docker().inspect_image(image)).await {
         Err(_) => Err(late(&attempted, ASK)),

@@ -1,7 +1,8 @@
 //! The container driver: a workload is a container of Docker or Podman, spoken to by the Docker API.
 //!
 //! The supervisor's static binary is put into any image, an empty one too, by a read-only mount, and is the
-//! container's first process. The image's own entrypoint is not run. The workspace is a volume of the engine's and
+//! container's first process. The image's own entrypoint is not run by the engine: where it is asked for, the driver says
+//! what it is ([`Observed::main`]), and the gateway runs it as an exec. The workspace is a volume of the engine's and
 //! outlives containers; a container belongs to one generation and is never started twice.
 //!
 //! ```text
@@ -242,6 +243,7 @@ impl ComputeDriver for ContainerDriver {
             logs: true,
             boot: vec![BootStage::Image, BootStage::Created, BootStage::Started],
             images: true,
+            entrypoints: true,
             resources: limits,
             isolation: Isolation::Container,
             isolation_note: format!(
@@ -254,8 +256,16 @@ impl ComputeDriver for ContainerDriver {
     async fn validate(&self, spec: &WorkloadSpec) -> Result<(), DriverError> {
         self.shared.is_open(Verb::Validate)?;
         self.check(spec)?;
+        let engine = &self.shared.engine;
+        if spec.main.is_some()
+            && let Some(name) = recipe::image(&self.shared, spec)
+            // One that has to be pulled first is looked at when it is there.
+            && let Some(image) = image::look(engine, name).await?
+        {
+            recipe::main_command(spec, &image)?;
+        }
         let network = recipe::network(&self.shared, spec);
-        match self.shared.engine.network(network).await? {
+        match engine.network(network).await? {
             Some(_) => Ok(()),
             None => Err(DriverError::invalid("network", format!("the engine has no network {network:?}"))),
         }

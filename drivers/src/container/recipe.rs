@@ -19,7 +19,7 @@ use super::{
     engine::{Engine, Kind},
     record::Inputs,
 };
-use crate::{DriverError, WorkloadSpec, spec};
+use crate::{DriverError, MainCommand, WorkloadSpec, spec};
 
 pub(super) const INSTALLATION_LABEL: &str = "dev.holdfast.installation";
 pub(super) const SANDBOX_LABEL: &str = "dev.holdfast.sandbox";
@@ -160,6 +160,38 @@ pub(super) fn default_user(spec: &WorkloadSpec, image: &ImageConfig) -> Option<S
         .filter(|user| !user.is_empty() && user != "0" && user != "root")
 }
 
+/// What is asked for as the main command, with what the image says of it: docker's rules. Its user and environment are
+/// those of every command.
+pub(super) fn main_command(
+    spec: &WorkloadSpec,
+    image: &ImageConfig,
+) -> Result<Option<MainCommand>, DriverError> {
+    let Some(args) = &spec.main else { return Ok(None) };
+    let mut argv = image.entrypoint.clone().unwrap_or_default();
+    match args.as_slice() {
+        [] => argv.extend(image.cmd.iter().flatten().cloned()),
+        args => argv.extend_from_slice(args),
+    }
+    let invalid = |message: String| Err(DriverError::invalid("main", message));
+    if argv.first().is_none_or(String::is_empty) {
+        return invalid(
+            "the image has neither an entrypoint nor a command: name the command, --main -- COMMAND"
+                .to_owned(),
+        );
+    }
+    let bytes: usize = argv.iter().map(|arg| arg.len() + 1).sum();
+    if bytes > spec::MAX_MAIN_BYTES || argv.iter().any(|arg| arg.contains('\0')) {
+        return invalid(format!(
+            "the image's entrypoint and command have {bytes} bytes with their arguments, more than the {} allowed, or a \
+             NUL in them",
+            spec::MAX_MAIN_BYTES
+        ));
+    }
+    // As engines have it: without one it is the root, and a relative one begins there.
+    let dir = image.working_dir.as_deref().unwrap_or_default();
+    Ok(Some(MainCommand { argv, cwd: format!("/{}", dir.trim_start_matches('/')) }))
+}
+
 /// A container's name: one that people recognise, and that no two workloads share.
 pub(super) fn container_name(spec: &WorkloadSpec) -> String {
     let id: String = spec.sandbox.to_string();
@@ -268,4 +300,60 @@ fn mounts(shared: &Shared, spec: &WorkloadSpec, inputs: &Inputs) -> Vec<Mount> {
 
 fn environment(env: &BTreeMap<String, String>) -> Vec<String> {
     env.iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::sample_spec;
+
+    fn image(entrypoint: &[&str], cmd: &[&str], dir: &str) -> ImageConfig {
+        let list =
+            |words: &[&str]| (!words.is_empty()).then(|| words.iter().map(|w| (*w).to_owned()).collect());
+        ImageConfig {
+            entrypoint: list(entrypoint),
+            cmd: list(cmd),
+            working_dir: Some(dir.to_owned()),
+            ..ImageConfig::default()
+        }
+    }
+
+    fn asked(args: &[&str]) -> WorkloadSpec {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        WorkloadSpec { main: Some(args), ..sample_spec(SandboxId::random()) }
+    }
+
+    fn argv(args: &[&str], image: &ImageConfig) -> Vec<String> {
+        main_command(&asked(args), image).unwrap().unwrap().argv
+    }
+
+    #[test]
+    fn arguments_take_the_place_of_the_images_command_and_its_entrypoint_stays() {
+        let both = image(&["/entry", "-e"], &["serve", "--all"], "/app");
+        assert_eq!(argv(&[], &both), ["/entry", "-e", "serve", "--all"]);
+        assert_eq!(argv(&["check"], &both), ["/entry", "-e", "check"]);
+        assert_eq!(argv(&[], &image(&[], &["sh"], "")), ["sh"]);
+        assert_eq!(argv(&["id", "-u"], &image(&[], &["sh"], "")), ["id", "-u"]);
+        assert_eq!(argv(&["id"], &image(&[], &[], "")), ["id"]);
+        let unasked = sample_spec(SandboxId::random());
+        assert_eq!(main_command(&unasked, &both).unwrap(), None);
+    }
+
+    #[test]
+    fn it_runs_where_the_image_says_else_in_the_root() {
+        for (dir, cwd) in [("/app", "/app"), ("", "/"), ("app/x", "/app/x"), ("/", "/")] {
+            let main = main_command(&asked(&[]), &image(&["x"], &[], dir)).unwrap().unwrap();
+            assert_eq!(main.cwd, cwd);
+        }
+    }
+
+    #[test]
+    fn an_image_that_says_nothing_needs_a_command() {
+        for (entrypoint, cmd) in [(&[][..], &[][..]), (&[""][..], &["x"][..])] {
+            let error = main_command(&asked(&[]), &image(entrypoint, cmd, "")).unwrap_err().to_string();
+            assert!(error.contains("main: the image has neither") && error.contains("--main --"), "{error}");
+        }
+        let long = "x".repeat(spec::MAX_MAIN_BYTES);
+        assert!(main_command(&asked(&[]), &image(&["x"], &[&long], "")).is_err());
+    }
 }

@@ -29,14 +29,15 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Shared, recipe};
-use crate::{Boot, WorkloadSpec};
+use crate::{Boot, MainCommand, WorkloadSpec};
 
 const FILE: &str = "workload.json";
 const INSTALLATION: &str = "installation";
 /// What this build writes. A record of a newer form is left alone.
 const FORM: u32 = 1;
-/// The largest record that is read, in bytes. Real ones have under 2 KiB.
-const MAX_BYTES: u64 = 64 * 1024;
+/// The largest record that is read, in bytes. Real ones have under 2 KiB; a main command may have 32 KiB, of which
+/// each byte takes six where it is a control character.
+const MAX_BYTES: u64 = 256 * 1024;
 
 /// One workload, as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +74,9 @@ pub(super) struct Record {
     /// How far making it has come, before it was started.
     #[serde(default)]
     pub(super) boot: Boot,
+    /// The main command, if one was asked for, as the image has it.
+    #[serde(default)]
+    pub(super) main: Option<MainCommand>,
     pub(super) since: Timestamp,
 }
 
@@ -92,6 +96,7 @@ impl Record {
             failed: None,
             dials: Vec::new(),
             boot: Boot::default(),
+            main: None,
             since: Timestamp::now(),
         }
     }

@@ -121,6 +121,7 @@ pub(super) fn level(record: &Record, seen: &Seen) -> Option<Observed> {
         at,
         pid,
         handle: record.container.as_deref().map(handle),
+        main: record.main.clone(),
     })
 }
 

@@ -217,6 +217,7 @@ impl Keeper {
                 return Err(DriverError::conflict(attempted, "it was to end before its image was there"));
             }
         };
+        record.main = recipe::main_command(spec, &image)?;
         record.boot.reach(BootStage::Image);
         self.publish(record, &Seen::Absent);
         let network = recipe::network(shared, spec);

@@ -188,6 +188,7 @@ impl Kind for Supervisors {
             logs: true,
             boot: vec![BootStage::Started],
             images: false,
+            entrypoints: false,
             resources: false,
             isolation,
             isolation_note: note,

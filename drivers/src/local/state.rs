@@ -70,6 +70,7 @@ pub(super) fn level(record: &Record, seen: Seen) -> Observed {
         at,
         pid,
         handle: pid.map(|pid| format!("pid {pid}")),
+        main: None,
     }
 }
 

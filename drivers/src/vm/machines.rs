@@ -174,6 +174,7 @@ impl Kind for Machines {
             logs: true,
             boot: STAGES.to_vec(),
             images: false,
+            entrypoints: false,
             resources: true,
             isolation: Isolation::VirtualMachine,
             isolation_note: format!(

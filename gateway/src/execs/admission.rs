@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use holdfast_wire::{api::ExecSpec, api::OnDisconnect, ids::ExecId, spec};
+use holdfast_wire::{
+    api::{ExecSpec, OnDisconnect},
+    ids::{ExecId, Generation},
+    spec,
+};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -14,13 +18,14 @@ use crate::{
 };
 
 impl Core {
-    /// Admits an exec, or finds the one that it repeats.
+    /// Admits an exec, or finds the one that it repeats. `main`: it is the main command of this workload.
     pub(super) async fn admit(
         self: &Arc<Self>,
         handle: &SandboxHandle,
         exec: ExecId,
         spec: &ExecSpec,
         until: Instant,
+        main: Option<Generation>,
     ) -> Result<(ExecRecord, Starter), CallError> {
         if self.token.is_cancelled() {
             return Err(super::stopping());
@@ -62,7 +67,11 @@ impl Core {
             started_at: None,
             finished: None,
         };
-        match self.store.admit(&record).await? {
+        let admission = match main {
+            None => self.store.admit(&record).await?,
+            Some(generation) => self.store.admit_main(&record, generation).await?,
+        };
+        match admission {
             Admission::Admitted => {
                 tracing::info!(sandbox = %handle.id(), %exec, command = record.command, "exec accepted");
                 Ok((record, starter))

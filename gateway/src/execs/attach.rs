@@ -308,11 +308,11 @@ impl Execs {
         let (handle, record, starter) = match &open.start {
             Some(spec) => {
                 let handle = core.sandboxes.resolve(&open.sandbox)?;
-                let (record, starter) = core.admit(&handle, exec, spec, until).await?;
+                let (record, starter) = core.admit(&handle, exec, spec, until, None).await?;
                 (Some(handle), record, Some(starter))
             }
             None => {
-                let (handle, record) = core.find(&open.sandbox, exec).await?;
+                let (handle, record) = core.find_until(&open.sandbox, exec, until).await?;
                 (handle, record, None)
             }
         };
@@ -336,6 +336,7 @@ impl Execs {
             traceparent: caller.traceparent,
             until,
             through_pause: open.on_pause() != OnPause::Error,
+            main: None,
         };
         match core.connect(job, record, starter).await? {
             Connected::Over(record) => Ok(Attached::over(exec, from_store(record.to_info(), have), have)),

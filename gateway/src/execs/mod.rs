@@ -12,13 +12,15 @@
 //! outcome an exec in the store. The promise is kept by order: an exec is stored before any supervisor hears of
 //! it; whom the start is sent to is stored before it is sent; the outcome is stored before it is told, and the
 //! first stays. Between a caller and a relay stands one task ([`pump`]) with bounded queues; starting is a task
-//! of its own ([`starting`]), so that a caller who hangs up leaves nothing half done.
+//! of its own ([`starting`]), so that a caller who hangs up leaves nothing half done. A sandbox's main command is an
+//! exec like any other, whose caller is the gateway ([`main_command`]).
 
 mod admission;
 mod attach;
 mod board;
 mod calls;
 mod convert;
+mod main_command;
 mod pump;
 mod report;
 mod starters;
@@ -29,7 +31,7 @@ mod task;
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -87,6 +89,8 @@ struct Core {
     board: Board,
     /// Starts that are on their way.
     starting: Mutex<HashMap<ExecId, Starting>>,
+    /// Sandboxes whose main command somebody sees to.
+    mains: Mutex<HashSet<SandboxId>>,
     tasks: TaskTracker,
     token: CancellationToken,
 }
@@ -119,10 +123,12 @@ impl Execs {
             events,
             board: Board::default(),
             starting: Mutex::default(),
+            mains: Mutex::default(),
             tasks: TaskTracker::new(),
             token,
         });
         core.take_up_unstarted().await?;
+        core.sandboxes.views().iter().for_each(|view| core.see_to_main(view.id()));
         core.tasks.spawn(task::run(Arc::clone(&core), facts));
         Ok(Self { core })
     }
@@ -137,7 +143,7 @@ impl Execs {
     ) -> Result<ExecInfo, CallError> {
         let until = Instant::now() + at_most.unwrap_or(WAIT).min(WAIT_MAX);
         let mut news = self.core.board.subscribe(exec);
-        let (_, mut record) = self.core.find(sandbox, exec).await?;
+        let (_, mut record) = self.core.find_until(sandbox, exec, until).await?;
         while record.finished.is_none() {
             tokio::select! {
                 () = news.changed() => {}
@@ -211,12 +217,31 @@ impl Core {
         sandbox: &str,
         exec: ExecId,
     ) -> Result<(Option<SandboxHandle>, ExecRecord), CallError> {
+        self.find_until(sandbox, exec, Instant::now() + timing::START_DEADLINE).await
+    }
+
+    /// The same. A main command that is about to be started is waited for, until `until`, as any call waits for a
+    /// session: nobody who asks for it can know that it has not begun.
+    async fn find_until(
+        &self,
+        sandbox: &str,
+        exec: ExecId,
+        until: Instant,
+    ) -> Result<(Option<SandboxHandle>, ExecRecord), CallError> {
         let handle = self.sandboxes.resolve(sandbox);
         let id = match &handle {
             Ok(handle) => Some(handle.id()),
             Err(_) => sandbox.parse::<SandboxId>().ok(),
         };
-        let record = self.store.exec(exec).await?.filter(|record| Some(record.sandbox) == id);
+        let mut record = self.store.exec(exec).await?;
+        if let Ok(handle) = &handle
+            && handle.now().main_exec() == Some(exec)
+            && record.as_ref().is_none_or(|record| record.state() == ExecState::Accepted)
+        {
+            handle.wait_for_main(until).await;
+            record = self.store.exec(exec).await?;
+        }
+        let record = record.filter(|record| Some(record.sandbox) == id);
         match (record, handle) {
             (Some(record), handle) => Ok((handle.ok(), record)),
             (None, Ok(_)) => Err(not_found(sandbox, exec)),

@@ -18,10 +18,10 @@
 use std::sync::Arc;
 
 use holdfast_wire::{
-    api::{ExecSpec, ExecState, OnDisconnect, StartFailure, outcome::Kind},
+    api::{ExecInfo, ExecSpec, ExecState, OnDisconnect, StartFailure, outcome::Kind},
     control::{ExecRelay, RefusedCode, relay_header},
     frame::Frame,
-    ids::ExecId,
+    ids::{ExecId, Generation},
     transport::StreamError,
 };
 use jiff::Timestamp;
@@ -55,6 +55,8 @@ pub(super) struct Job {
     pub(super) until: Instant,
     /// Who attaches to a paused sandbox waits for its resume.
     pub(super) through_pause: bool,
+    /// It is the main command of this workload: it is started in no other, and waits for a resume.
+    pub(super) main: Option<Generation>,
 }
 
 /// What came of it.
@@ -91,18 +93,34 @@ impl Execs {
         spec: ExecSpec,
         start_deadline: Option<std::time::Duration>,
         caller: &super::CallerInfo,
-    ) -> Result<holdfast_wire::api::ExecInfo, CallError> {
-        let core = &self.core;
+    ) -> Result<ExecInfo, CallError> {
+        let handle = self.core.sandboxes.resolve(sandbox)?;
         let until = start_until(start_deadline);
-        let handle = core.sandboxes.resolve(sandbox)?;
-        let (record, starter) = core.admit(&handle, exec, &spec, until).await?;
+        self.core.start(handle, exec, spec, until, caller.traceparent.clone(), None).await
+    }
+}
+
+impl Core {
+    /// Starts an exec, and returns once it runs, or could not be started. `main`: of which workload it is the main
+    /// command.
+    pub(super) async fn start(
+        self: &Arc<Self>,
+        handle: SandboxHandle,
+        exec: ExecId,
+        spec: ExecSpec,
+        until: Instant,
+        traceparent: String,
+        main: Option<Generation>,
+    ) -> Result<ExecInfo, CallError> {
+        let (record, starter) = self.admit(&handle, exec, &spec, until, main).await?;
         if record.state() != ExecState::Accepted {
             return Ok(record.to_info());
         }
+        let name = handle.name().clone();
         let relay = ExecRelay { exec_id: exec.to_bytes(), attach: false, ..ExecRelay::default() };
-        let traceparent = caller.traceparent.clone();
-        let job = Job { exec, handle, start: Some(spec), relay, traceparent, until, through_pause: false };
-        match core.connect(job, record, Some(starter)).await? {
+        let job =
+            Job { exec, handle, start: Some(spec), relay, traceparent, until, through_pause: false, main };
+        match self.connect(job, record, Some(starter)).await? {
             Connected::Over(record) => Ok(record.to_info()),
             Connected::Relay { mut relay, first } => {
                 // Told, and over: the supervisor ends its side by itself.
@@ -113,14 +131,12 @@ impl Execs {
                     Frame::Ended(ended) => ended.exec,
                     _ => None,
                 };
-                let record = core.store.exec(exec).await?.ok_or_else(|| super::not_found(sandbox, exec))?;
+                let record = self.store.exec(exec).await?.ok_or_else(|| super::not_found(&name, exec))?;
                 Ok(super::merge(&record, live.unwrap_or_default()))
             }
         }
     }
-}
 
-impl Core {
     /// Gets a relay for the exec, starting it if it has to be. Returns by the job's deadline. Dropped by a caller
     /// that is gone, a start goes on by itself, unless the exec is to end with its caller.
     pub(super) async fn connect(
@@ -216,7 +232,8 @@ impl Core {
             let mut view = job.handle.view();
             view.mark_unchanged();
             // A command that runs on after the resume is worth waiting for; one that is to be started is told now.
-            let session = if job.through_pause && !starts && record.finished.is_none() {
+            let waits_for_resume = job.main.is_some() || job.through_pause && !starts;
+            let session = if waits_for_resume && record.finished.is_none() {
                 job.handle.wait_for_resume_and_session(job.until).await
             } else {
                 job.handle.wait_for_session(job.until).await
@@ -227,7 +244,8 @@ impl Core {
             };
             let same = last.as_ref().is_some_and(|last| last.id() == session.id());
             let wrong = record.finished.is_none()
-                && record.sent.is_some_and(|sent| sent.instance != session.instance());
+                && (record.sent.is_some_and(|sent| sent.instance != session.instance())
+                    || job.main.is_some_and(|generation| generation != session.generation()));
             let waits = record.state() == ExecState::Accepted && job.start.is_none();
             if session.lost().is_some() || same || wrong || waits {
                 if wrong && starts && !self.may_be_delivered(job.exec) {

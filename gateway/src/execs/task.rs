@@ -36,11 +36,11 @@ pub(super) async fn run(core: Arc<Core>, mut facts: mpsc::Receiver<SandboxFact>)
 }
 
 impl Core {
-    async fn on_fact(&self, fact: SandboxFact) {
+    async fn on_fact(self: &Arc<Self>, fact: SandboxFact) {
         let sandbox = fact.sandbox();
         let (up_to, reason, message) = match fact {
             // Its complete report follows, and settles: the new process may know outcomes of the old one.
-            SandboxFact::SessionAttached { .. } => return,
+            SandboxFact::SessionAttached { .. } => return self.see_to_main(sandbox),
             SandboxFact::WorkloadGone { up_to, reason, message, .. } => (Some(up_to), reason, message),
             SandboxFact::Stopped { up_to, .. } => {
                 (Some(up_to), LostReason::SandboxStopped, "the sandbox was stopped".to_owned())

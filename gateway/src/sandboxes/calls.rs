@@ -244,6 +244,7 @@ fn workload(
         mounts: spec.mounts.iter().map(mount).collect(),
         network: text(&spec.network),
         read_only_root: spec.read_only_root,
+        main: spec.main.as_ref().map(|main| main.args.clone()),
         bootstrap: bootstrapper.bootstrap(record.id, generation)?,
     })
 }

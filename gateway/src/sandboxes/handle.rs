@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use holdfast_wire::{
-    api::Phase,
+    api::{ConditionStatus, Phase},
     control::{Health, RefuseCode},
-    ids::{Epoch, SandboxId},
+    ids::{Epoch, Generation, SandboxId},
     timing::Tuning,
 };
 use tokio::{
@@ -15,7 +15,8 @@ use tokio::{
 
 use super::{
     activity::Activity,
-    view::View,
+    state::Status,
+    view::{ConditionKind, View},
     wait::{Until, Waited},
 };
 use crate::{
@@ -50,6 +51,11 @@ pub(super) enum Message {
     Resumed {
         epoch: Epoch,
         away: Duration,
+    },
+    /// What became of a workload's main command.
+    Main {
+        generation: Generation,
+        status: Status,
     },
     Ask {
         ask: Ask,
@@ -193,6 +199,23 @@ impl SandboxHandle {
         self.tell(Message::Resumed { epoch, away }).await;
     }
 
+    /// What became of the main command of this generation: for its condition.
+    pub(crate) async fn main_command(&self, generation: Generation, status: Status) {
+        self.tell(Message::Main { generation, status }).await;
+    }
+
+    /// Waits until it is known of the main command that it runs, or how it ended, at the latest until `until`; less
+    /// long where that is pointless.
+    pub(crate) async fn wait_for_main(&self, until: Instant) {
+        let mut view = self.view();
+        let over = view.wait_for(|now| {
+            let main = now.condition(ConditionKind::MainCommand);
+            main.is_none_or(|main| main.status != ConditionStatus::Unknown) || is_pointless(now.phase)
+        });
+        // Whoever asks looks for it then, and says what is.
+        let _ = timeout_at(until, over).await;
+    }
+
     /// The session to use, as soon as there is one, at the latest at `until`.
     ///
     /// # Errors
@@ -215,21 +238,10 @@ impl SandboxHandle {
         let mut view = self.view();
         loop {
             let now = view.borrow_and_update().clone();
-            let pointless = match now.phase {
-                Phase::Pausing | Phase::Paused => !through_pause,
-                Phase::Stopping | Phase::Stopped | Phase::Failed | Phase::Deleting => true,
-                Phase::Unspecified
-                | Phase::Pending
-                | Phase::Provisioning
-                | Phase::Ready
-                | Phase::Reconnecting
-                | Phase::Resuming
-                | Phase::Degraded => false,
-            };
-            if pointless {
+            let frozen = matches!(now.phase, Phase::Pausing | Phase::Paused);
+            if is_pointless(now.phase) && !(frozen && through_pause) {
                 return Err(now.refusal(Reason::WrongPhase, ATTEMPTED));
             }
-            let frozen = matches!(now.phase, Phase::Pausing | Phase::Paused);
             if let Some(session) = now.live_session().filter(|_| !frozen) {
                 return Ok(session.clone());
             }
@@ -291,6 +303,25 @@ impl SandboxHandle {
     fn ended(&self) -> CallError {
         let now = self.now();
         if now.gone { not_found(now.name()) } else { stopping() }
+    }
+}
+
+/// From these no session comes by itself: somebody must want it.
+fn is_pointless(phase: Phase) -> bool {
+    match phase {
+        Phase::Pausing
+        | Phase::Paused
+        | Phase::Stopping
+        | Phase::Stopped
+        | Phase::Failed
+        | Phase::Deleting => true,
+        Phase::Unspecified
+        | Phase::Pending
+        | Phase::Provisioning
+        | Phase::Ready
+        | Phase::Reconnecting
+        | Phase::Resuming
+        | Phase::Degraded => false,
     }
 }
 

@@ -53,6 +53,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::state::Status;
 pub use self::{
     activity::{Activity, Busy},
     handle::{Admission, Refusal, SandboxHandle},
@@ -418,6 +419,12 @@ impl Sandboxes {
         self.core.map().by_id.values().map(|entry| entry.handle.now()).collect()
     }
 
+    /// Whether the driver says what an image's own command is.
+    #[must_use]
+    pub fn knows_entrypoints(&self) -> bool {
+        self.core.parts.driver.capabilities().entrypoints
+    }
+
     /// Whether a certificate in this sandbox's name is refused: it is unknown, or deleted, or being deleted. Cheap
     /// enough for every handshake.
     #[must_use]
@@ -451,6 +458,9 @@ impl Core {
         if idle_stop.is_some() && !driver.capabilities().stop_start {
             return Err(unsupported(driver, Verb::Stop));
         }
+        if let Some(main) = &spec.main {
+            check_main(driver, main)?;
+        }
         let created_at = self.parts.settings.wall.now();
         let made_up = name.is_empty();
         let mut record = SandboxRecord {
@@ -470,6 +480,7 @@ impl Core {
             last_error: None,
             expires_at: ttl.and_then(|ttl| created_at.checked_add(ttl).ok()),
             active_at: idle_stop.map(|_| created_at),
+            main: Generation(0),
         };
         calls::validate(&self.parts, &record).await?;
         // A made-up name may be taken. With half a million of them a third one is never needed.
@@ -548,6 +559,25 @@ fn agreed(field: &str, given: Option<prost_types::Duration>) -> Result<Option<Du
 fn idle_stop(spec: &api::SandboxSpec) -> Option<Duration> {
     // What was taken once is in range; zero is "never".
     spec.idle_stop.and_then(|idle| Duration::try_from(idle).ok()).filter(|idle| !idle.is_zero())
+}
+
+/// Without images there is no command but the one that is given.
+fn check_main(driver: &dyn ComputeDriver, main: &api::MainCommand) -> Result<(), CallError> {
+    match main.args.first() {
+        _ if driver.capabilities().entrypoints => Ok(()),
+        Some(command) if !command.is_empty() => Ok(()),
+        Some(_) => Err(CallError::invalid("main.args[0]", "empty: the command needs a name")),
+        None => Err(CallError::new(
+            Reason::UnsupportedByDriver,
+            format!(
+                "the {} driver does not support an image's own command as the main command (main): it has no images; \
+                 name the command, --main -- COMMAND",
+                driver.name()
+            ),
+        )
+        .with(key::DRIVER, driver.name())
+        .with(key::VERB, "main")),
+    }
 }
 
 /// The driver cannot do it, and never will on this machine.

@@ -124,6 +124,8 @@ pub(super) struct State {
     was_paused: bool,
     /// The end of the console, of this generation.
     console: Option<(Generation, String)>,
+    /// What became of the main command, of this generation.
+    main: Option<(Generation, Status)>,
     gone: bool,
 }
 
@@ -159,10 +161,10 @@ enum Finding {
 
 /// One condition, without the time of its transition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Status {
-    pub(super) status: ConditionStatus,
-    pub(super) reason: String,
-    pub(super) message: String,
+pub(crate) struct Status {
+    pub(crate) status: ConditionStatus,
+    pub(crate) reason: String,
+    pub(crate) message: String,
 }
 
 /// A stage of the boot that was reached.
@@ -186,6 +188,8 @@ pub(super) struct Assessment {
     pub(super) booted: Status,
     /// The stages of the boot that were reached, in their order.
     pub(super) boot: Vec<Stage>,
+    /// Of the main command, if there is one.
+    pub(super) main: Status,
     pub(super) steps: Vec<Step>,
     /// The wanted workload is dead for certain.
     pub(super) dead: Option<String>,
@@ -236,6 +240,7 @@ impl State {
             thawed: None,
             was_paused: false,
             console: None,
+            main: None,
             gone: false,
         }
     }
@@ -494,6 +499,14 @@ impl State {
     /// The console's end was read; empty while it is being read, or where it could not be.
     pub(super) fn on_console(&mut self, generation: Generation, text: String) {
         self.console = Some((generation, text));
+    }
+
+    /// What became of a workload's main command.
+    pub(super) fn on_main(&mut self, generation: Generation, status: Status) {
+        // Another workload's is told late, or before its wish was: the newest is what may still be asked for.
+        if self.main.as_ref().is_none_or(|(known, _)| *known <= generation) {
+            self.main = Some((generation, status));
+        }
     }
 
     /// The call of the driver that is under way.

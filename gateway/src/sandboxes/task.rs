@@ -219,6 +219,7 @@ impl Task {
                     self.session.as_ref().map(Session::probe_now);
                 }
             }
+            Message::Main { generation, status } => self.state.on_main(generation, status),
             Message::Ask { ask, answer } => self.on_ask(ask, answer).await,
         }
     }

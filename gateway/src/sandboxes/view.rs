@@ -5,7 +5,7 @@ use std::sync::Arc;
 use holdfast_drivers::Observed;
 use holdfast_wire::{
     api::{self, ConditionStatus, Phase},
-    ids::{Epoch, Generation, SandboxId},
+    ids::{Epoch, ExecId, Generation, SandboxId},
 };
 use jiff::Timestamp;
 
@@ -33,6 +33,8 @@ pub enum ConditionKind {
     Booted,
     /// Nothing was killed lately because memory ran out.
     MemoryHealthy,
+    /// Its main command runs.
+    MainCommand,
 }
 
 impl ConditionKind {
@@ -40,13 +42,14 @@ impl ConditionKind {
     pub const OF_READY: [Self; 4] =
         [Self::WorkloadRunning, Self::SupervisorConnected, Self::ExecHealthy, Self::FilesystemHealthy];
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::WorkloadRunning,
         Self::SupervisorConnected,
         Self::ExecHealthy,
         Self::FilesystemHealthy,
         Self::Booted,
         Self::MemoryHealthy,
+        Self::MainCommand,
     ];
 
     /// As it is on the wire.
@@ -59,6 +62,7 @@ impl ConditionKind {
             Self::FilesystemHealthy => "FilesystemHealthy",
             Self::Booted => "Booted",
             Self::MemoryHealthy => "MemoryHealthy",
+            Self::MainCommand => "MainCommand",
         }
     }
 }
@@ -98,7 +102,8 @@ pub struct View {
     pub reason: String,
     /// For people; may be empty.
     pub message: String,
-    /// In the order of [`ConditionKind::ALL`]; the last one only where memory is counted.
+    /// In the order of [`ConditionKind::ALL`]; the last two only where memory is counted, and where there is a main
+    /// command.
     pub conditions: Vec<Condition>,
     /// The newest session's epoch, attached or not.
     pub epoch: Epoch,
@@ -133,6 +138,12 @@ impl View {
         self.conditions.iter().find(|condition| condition.kind == kind)
     }
 
+    /// The exec that is the main command of the wanted workload, where there is one.
+    #[must_use]
+    pub fn main_exec(&self) -> Option<ExecId> {
+        self.record.spec.main.as_ref().map(|_| ExecId::of_main(self.id(), self.generation))
+    }
+
     /// The session, while one is attached and not lost.
     #[must_use]
     pub fn live_session(&self) -> Option<&Session> {
@@ -152,6 +163,7 @@ impl View {
                 reason: self.reason.clone(),
                 message: self.message.clone(),
                 conditions: self.conditions.iter().map(Condition::to_api).collect(),
+                main_exec_id: self.main_exec().map(|exec| exec.to_string()).unwrap_or_default(),
                 epoch: self.epoch.0,
                 generation: self.generation.0,
                 last_error: record.last_error.clone(),
@@ -189,7 +201,10 @@ impl View {
             text.push_str(&self.message);
         }
         text.push(')');
-        let failing = self.conditions.iter().filter(|condition| condition.status != ConditionStatus::True);
+        // A main command that does not run keeps nobody from anything.
+        let counts = |condition: &&Condition| condition.kind != ConditionKind::MainCommand;
+        let failing = self.conditions.iter().filter(counts);
+        let failing = failing.filter(|condition| condition.status != ConditionStatus::True);
         for (i, condition) in failing.enumerate() {
             text.push_str(if i == 0 { "; not met: " } else { ", " });
             text.push_str(condition.kind.as_str());

@@ -71,7 +71,9 @@ impl Until {
             }
             _ => false,
         };
-        match (holds, dead_end || view.gone) {
+        let nothing_like_it =
+            matches!(self, Self::Condition(ConditionKind::MainCommand, _)) && view.record.spec.main.is_none();
+        match (holds, dead_end || nothing_like_it || view.gone) {
             (true, _) => Waited::Yes,
             (false, true) => Waited::Never,
             (false, false) => Waited::NotYet,
@@ -148,6 +150,7 @@ mod tests {
             "condition=ExecHealthy",
             "phase=Ready",
             "condition=ExecHealthy=False",
+            "condition=MainCommand=False",
         ] {
             assert_eq!(text.parse::<Until>().unwrap().to_string(), text);
         }

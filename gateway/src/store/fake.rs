@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_wire::ids::{Epoch, ExecId, SandboxId};
+use holdfast_wire::ids::{Epoch, ExecId, Generation, SandboxId};
 use jiff::Timestamp;
 
 use super::{
@@ -90,7 +90,7 @@ impl Store for FakeStore {
             return Err(StoreError::Stale { id: record.id, version: record.version });
         }
         let version = record.version + 1;
-        *stored = SandboxRecord { version, epoch: stored.epoch, ..record.as_stored() };
+        *stored = SandboxRecord { version, epoch: stored.epoch, main: stored.main, ..record.as_stored() };
         Ok(version)
     }
 
@@ -144,6 +144,16 @@ impl Store for FakeStore {
         }
         records.execs.insert(record.exec, record.as_stored());
         Ok(Admission::Admitted)
+    }
+
+    async fn admit_main(&self, record: &ExecRecord, generation: Generation) -> Result<Admission, StoreError> {
+        let admission = self.admit(record).await?;
+        if admission == Admission::Admitted
+            && let Some(home) = self.records().sandboxes.get_mut(&record.sandbox)
+        {
+            home.main = home.main.max(generation);
+        }
+        Ok(admission)
     }
 
     async fn exec(&self, id: ExecId) -> Result<Option<ExecRecord>, StoreError> {

@@ -3,7 +3,8 @@
 //! Records enter and leave whole; a message inside one is kept as protobuf bytes. Two rules make the promise of
 //! the gateway hold across a crash, and both are single steps of the store: an exec is **admitted** before any
 //! supervisor hears of it, and the **first** outcome that is written is the only one. Sandboxes are written by
-//! compare-and-set on their version, except for the epoch, which only counts up.
+//! compare-and-set on their version, except for the epoch, which only counts up, and the main command's mark, which
+//! is written together with its admission.
 //!
 //! [`SqliteStore`] is the real one; [`FakeStore`] keeps everything in memory, for the simulation, because SQL
 //! runs on threads that do not live under a paused clock. One suite of tests says what both must do.
@@ -22,7 +23,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_wire::{
     api,
-    ids::{Epoch, ExecId, SandboxId},
+    ids::{Epoch, ExecId, Generation, SandboxId},
 };
 use jiff::Timestamp;
 
@@ -53,8 +54,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError::NameTaken`], [`StoreError::IdTaken`].
     async fn insert(&self, record: &SandboxRecord) -> Result<(), StoreError>;
 
-    /// Writes a sandbox whose stored version is still `record.version`, and returns the new version. The epoch is
-    /// left alone: [`next_epoch`](Self::next_epoch) alone writes it.
+    /// Writes a sandbox whose stored version is still `record.version`, and returns the new version. The epoch and
+    /// `main` are left alone: [`next_epoch`](Self::next_epoch) and [`admit_main`](Self::admit_main) alone write them.
     ///
     /// # Errors
     /// [`StoreError::Stale`] when somebody else wrote it, [`StoreError::SandboxMissing`].
@@ -84,6 +85,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StoreError::SandboxMissing`] when the sandbox is not there (any more).
     async fn admit(&self, record: &ExecRecord) -> Result<Admission, StoreError>;
+
+    /// The same for the main command of a sandbox's workload, and in the same step it is noted in the sandbox
+    /// ([`SandboxRecord::main`]) that it was: the exec is forgotten one day, and must not be taken in again then.
+    ///
+    /// # Errors
+    /// As for [`admit`](Self::admit).
+    async fn admit_main(&self, record: &ExecRecord, generation: Generation) -> Result<Admission, StoreError>;
 
     /// An exec by its id.
     async fn exec(&self, id: ExecId) -> Result<Option<ExecRecord>, StoreError>;

@@ -117,6 +117,8 @@ pub struct SandboxRecord {
     pub expires_at: Option<Timestamp>,
     /// When something happened in it last, to within a minute; kept where it can be idle for too long.
     pub active_at: Option<Timestamp>,
+    /// The newest workload whose main command was taken in as an exec; 0 before the first.
+    pub main: Generation,
 }
 
 /// To whom the start of an exec was sent.

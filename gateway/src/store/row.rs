@@ -36,6 +36,7 @@ pub(super) fn sandbox_of(row: &SqliteRow) -> Result<SandboxRecord, StoreError> {
         last_error: message(row, "last_error")?,
         expires_at: time(row, "expires_at")?,
         active_at: time(row, "active_at")?,
+        main: Generation(count(row, "main")?),
     })
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_wire::ids::{Epoch, ExecId, SandboxId};
+use holdfast_wire::ids::{Epoch, ExecId, Generation, SandboxId};
 use jiff::Timestamp;
 use prost::Message;
 use sqlx::{
@@ -122,6 +122,64 @@ impl SqliteStore {
         Ok(Self { readers: writer.clone(), quick: writer.clone(), writer })
     }
 
+    /// Takes an exec in, and notes the workload whose main command it is, if it is one.
+    async fn take_in(&self, record: &ExecRecord, main: Option<Generation>) -> Result<Admission, StoreError> {
+        record.check()?;
+        let failed = |error| query("admitting an exec", error);
+        let mut transaction = self.quick.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        let existing = sqlx::query("SELECT * FROM exec WHERE id = ?")
+            .bind(&record.exec.0.as_bytes()[..])
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        if let Some(row) = existing {
+            return Ok(Admission::Existing(Box::new(exec_of(&row)?)));
+        }
+        let finished = record.finished.as_ref();
+        let result = sqlx::query(
+            "INSERT INTO exec (id, sandbox, spec_digest, command, tty, on_disconnect, retain_ms, accepted_at, \
+             start_deadline_at, instance, generation, epoch, pid, started_at, outcome, ended_at, retain_until, \
+             stdout_bytes, stderr_bytes, left_processes) \
+             SELECT ?, id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM sandbox WHERE id = ?",
+        )
+        .bind(&record.exec.0.as_bytes()[..])
+        .bind(&record.spec_digest[..])
+        .bind(&record.command)
+        .bind(record.tty)
+        .bind(i32::from(record.on_disconnect))
+        .bind(millis(record.retain_for))
+        .bind(micros(record.accepted_at))
+        .bind(micros(record.start_deadline_at))
+        .bind(record.sent.map(|sent| sent.instance.0.as_bytes().to_vec()))
+        .bind(record.sent.map(|sent| int(sent.generation.0)))
+        .bind(record.sent.map(|sent| int(sent.epoch.0)))
+        .bind(i64::from(record.pid))
+        .bind(record.started_at.map(micros))
+        .bind(record.outcome().map(Message::encode_to_vec))
+        .bind(finished.map(|finished| micros(finished.at)))
+        .bind(record.retain_until().map(micros))
+        .bind(finished.map_or(0, |finished| int(finished.stdout_bytes)))
+        .bind(finished.map_or(0, |finished| int(finished.stderr_bytes)))
+        .bind(finished.is_some_and(|finished| finished.left_processes))
+        .bind(&record.sandbox.0.as_bytes()[..])
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        if result.rows_affected() == 0 {
+            return Err(StoreError::SandboxMissing { id: record.sandbox });
+        }
+        if let Some(generation) = main {
+            sqlx::query("UPDATE sandbox SET main = max(main, ?) WHERE id = ?")
+                .bind(int(generation.0))
+                .bind(&record.sandbox.0.as_bytes()[..])
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+        }
+        transaction.commit().await.map_err(failed)?;
+        Ok(Admission::Admitted)
+    }
+
     /// Why a sandbox was not written: it is gone, or it has another version.
     async fn missing_or_stale(&self, record: &SandboxRecord) -> StoreError {
         match self.get(record.id).await {
@@ -149,8 +207,8 @@ impl Store for SqliteStore {
         record.check()?;
         let result = sqlx::query(
             "INSERT INTO sandbox (id, name, spec, desired, grace_ms, generation, made, attached, epoch, \
-             driver, version, created_at, last_error, why, expires_at, active_at) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?)",
+             driver, version, created_at, last_error, why, expires_at, active_at, main) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?)",
         )
         .bind(&record.id.0.as_bytes()[..])
         .bind(&record.name)
@@ -167,6 +225,7 @@ impl Store for SqliteStore {
         .bind(record.why.as_str())
         .bind(record.expires_at.map(micros))
         .bind(record.active_at.map(micros))
+        .bind(int(record.main.0))
         .execute(&self.writer)
         .await;
         match result {
@@ -281,52 +340,11 @@ impl Store for SqliteStore {
     }
 
     async fn admit(&self, record: &ExecRecord) -> Result<Admission, StoreError> {
-        record.check()?;
-        let failed = |error| query("admitting an exec", error);
-        let mut transaction = self.quick.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-        let existing = sqlx::query("SELECT * FROM exec WHERE id = ?")
-            .bind(&record.exec.0.as_bytes()[..])
-            .fetch_optional(&mut *transaction)
-            .await
-            .map_err(failed)?;
-        if let Some(row) = existing {
-            return Ok(Admission::Existing(Box::new(exec_of(&row)?)));
-        }
-        let finished = record.finished.as_ref();
-        let result = sqlx::query(
-            "INSERT INTO exec (id, sandbox, spec_digest, command, tty, on_disconnect, retain_ms, accepted_at, \
-             start_deadline_at, instance, generation, epoch, pid, started_at, outcome, ended_at, retain_until, \
-             stdout_bytes, stderr_bytes, left_processes) \
-             SELECT ?, id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM sandbox WHERE id = ?",
-        )
-        .bind(&record.exec.0.as_bytes()[..])
-        .bind(&record.spec_digest[..])
-        .bind(&record.command)
-        .bind(record.tty)
-        .bind(i32::from(record.on_disconnect))
-        .bind(millis(record.retain_for))
-        .bind(micros(record.accepted_at))
-        .bind(micros(record.start_deadline_at))
-        .bind(record.sent.map(|sent| sent.instance.0.as_bytes().to_vec()))
-        .bind(record.sent.map(|sent| int(sent.generation.0)))
-        .bind(record.sent.map(|sent| int(sent.epoch.0)))
-        .bind(i64::from(record.pid))
-        .bind(record.started_at.map(micros))
-        .bind(record.outcome().map(Message::encode_to_vec))
-        .bind(finished.map(|finished| micros(finished.at)))
-        .bind(record.retain_until().map(micros))
-        .bind(finished.map_or(0, |finished| int(finished.stdout_bytes)))
-        .bind(finished.map_or(0, |finished| int(finished.stderr_bytes)))
-        .bind(finished.is_some_and(|finished| finished.left_processes))
-        .bind(&record.sandbox.0.as_bytes()[..])
-        .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
-        if result.rows_affected() == 0 {
-            return Err(StoreError::SandboxMissing { id: record.sandbox });
-        }
-        transaction.commit().await.map_err(failed)?;
-        Ok(Admission::Admitted)
+        self.take_in(record, None).await
+    }
+
+    async fn admit_main(&self, record: &ExecRecord, generation: Generation) -> Result<Admission, StoreError> {
+        self.take_in(record, Some(generation)).await
     }
 
     async fn exec(&self, id: ExecId) -> Result<Option<ExecRecord>, StoreError> {

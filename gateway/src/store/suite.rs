@@ -25,6 +25,7 @@ macro_rules! store_tests {
             a_listing_goes_on_where_it_stopped
             an_exec_is_admitted_once
             only_a_sandbox_that_is_there_admits
+            a_main_command_is_noted_with_its_admission_and_outlives_it
             the_first_outcome_stays
             a_start_belongs_to_the_instance_it_was_first_sent_to
             an_exec_starts_once_and_not_after_its_end
@@ -72,6 +73,7 @@ pub(super) fn sandbox(name: &str) -> SandboxRecord {
         last_error: None,
         expires_at: Some(at(3600)),
         active_at: None,
+        main: Generation(0),
     }
 }
 
@@ -290,6 +292,29 @@ pub(super) async fn a_deleted_sandbox_takes_its_running_execs_along(store: &impl
     assert_eq!(lost.retain_until(), Some(at(3630)));
     assert_eq!(store.exec(ended.exec).await.unwrap().unwrap().finished, Some(finished(3, at(4))));
     assert!(store.unfinished(home.id).await.unwrap().is_empty());
+}
+
+pub(super) async fn a_main_command_is_noted_with_its_admission_and_outlives_it(store: &impl Store) {
+    let (home, nowhere) = (sandbox("dev"), sandbox("nobody"));
+    store.insert(&home).await.unwrap();
+    let main = async || store.get(home.id).await.unwrap().unwrap().main;
+    let record = exec(home.id);
+    assert_eq!(store.admit_main(&record, Generation(3)).await.unwrap(), Admission::Admitted);
+    assert_eq!(main().await, Generation(3));
+    assert!(matches!(
+        store.admit_main(&record, Generation(4)).await.unwrap(),
+        Admission::Existing(there) if *there == record
+    ));
+    assert_eq!(main().await, Generation(3), "nothing was taken in");
+    // Whoever writes the sandbox does not know of it.
+    store.update(&home).await.unwrap();
+    store.finish(record.exec, &finished(0, at(10))).await.unwrap();
+    assert_eq!(store.forget_before(at(1_000_000)).await.unwrap(), 1);
+    assert_eq!((store.exec(record.exec).await.unwrap(), main().await), (None, Generation(3)));
+    store.admit_main(&exec(home.id), Generation(2)).await.unwrap();
+    assert_eq!(main().await, Generation(3), "it only rises");
+    let error = store.admit_main(&exec(nowhere.id), Generation(1)).await.unwrap_err();
+    assert!(matches!(error, StoreError::SandboxMissing { .. }), "{error}");
 }
 
 pub(super) async fn ended_execs_are_forgotten_in_time(store: &impl Store) {

@@ -1,6 +1,6 @@
 //! Images that are made here, without a registry.
 
-use std::{path::Path, process::Stdio};
+use std::{os::unix::fs::PermissionsExt as _, path::Path, process::Stdio};
 
 use anyhow::Context;
 use tokio::process::Command;
@@ -30,6 +30,24 @@ impl Engine {
             anyhow::ensure!(made.success(), "tar: {made}");
             self.import(&tar, image).await?;
         }
+        Ok(())
+    }
+
+    /// Makes an image of a static `/busybox` and an executable `/app/entry`, configured by lines of a Dockerfile.
+    pub async fn make_app(&self, image: &str, entry: &str, config: &[&str]) -> anyhow::Result<()> {
+        let stage = tempfile::tempdir()?;
+        let root = stage.path().join("root");
+        std::fs::create_dir_all(root.join("app"))?;
+        std::fs::copy(busybox()?, root.join("busybox"))?;
+        let program = root.join("app/entry");
+        std::fs::write(&program, entry)?;
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+        let tar = stage.path().join("image.tar");
+        let made = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status().await?;
+        anyhow::ensure!(made.success(), "tar: {made}");
+        let changes = config.iter().flat_map(|line| ["--change", line]);
+        let args: Vec<&str> = ["import"].into_iter().chain(changes).chain(["-", image]).collect();
+        self.tool_with(&args, std::fs::File::open(&tar)?.into()).await?;
         Ok(())
     }
 

@@ -86,6 +86,12 @@ impl Site {
         self.identities.issued().get(&sandbox).cloned()
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn host(&self) -> HostId {
+        self.host
+    }
+
     /// The machine with the workloads.
     #[must_use]
     pub fn machine(&self) -> &FakeMachine {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use holdfast_gateway::store::{
     Admission, ExecRecord, FakeStore, Finished, SandboxRecord, Sent, Store, StoreError,
 };
-use holdfast_wire::ids::{Epoch, ExecId, SandboxId};
+use holdfast_wire::ids::{Epoch, ExecId, Generation, SandboxId};
 use jiff::Timestamp;
 
 /// One gateway's hold on the store. A killed process writes nothing more, but its tasks in the simulation live on
@@ -76,6 +76,10 @@ impl Store for Held {
 
     async fn admit(&self, record: &ExecRecord) -> Result<Admission, StoreError> {
         self.store()?.admit(record).await
+    }
+
+    async fn admit_main(&self, record: &ExecRecord, generation: Generation) -> Result<Admission, StoreError> {
+        self.store()?.admit_main(record, generation).await
     }
 
     async fn exec(&self, id: ExecId) -> Result<Option<ExecRecord>, StoreError> {

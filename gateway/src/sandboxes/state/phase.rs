@@ -40,7 +40,11 @@ impl State {
         let wake_at = self.wake_at(now);
         let memory = self.memory_status(now);
         let boot = self.stages_reached();
-        Assessment { phase, reason, message, conditions, memory, booted, boot, steps, dead, wake_at }
+        let main = match &self.main {
+            Some((generation, status)) if *generation == self.wanted.generation => status.clone(),
+            _ => unknown("NotStarted", "it is started as soon as the sandbox is ready"),
+        };
+        Assessment { phase, reason, message, conditions, memory, booted, boot, main, steps, dead, wake_at }
     }
 
     fn deleting(&self) -> Told {

@@ -112,8 +112,9 @@ pub(super) fn shown(
     let now = Timestamp::now();
     let memory = assessment.memory.as_ref().map(|status| (ConditionKind::MemoryHealthy, status));
     let booted = [(ConditionKind::Booted, &assessment.booted)];
-    let conditions =
-        ConditionKind::OF_READY.into_iter().zip(&assessment.conditions).chain(booted).chain(memory);
+    let main = record.spec.main.as_ref().map(|_| (ConditionKind::MainCommand, &assessment.main));
+    let conditions = ConditionKind::OF_READY.into_iter().zip(&assessment.conditions);
+    let conditions = conditions.chain(booted).chain(memory).chain(main);
     let conditions = conditions.map(|(kind, status)| {
         // A stage's time is what people want to know of a boot.
         let same = |old: &&Condition| {

@@ -146,7 +146,12 @@ impl FakeWorld {
 
     /// A sandbox, and its supervisor, not attached yet.
     pub(crate) async fn sandbox(&self, name: &str) -> FakeSupervisor {
-        let view = self.sandboxes.create(name, SandboxSpec::default()).await.unwrap();
+        self.sandbox_with(name, SandboxSpec::default()).await
+    }
+
+    /// The same, of this spec.
+    pub(crate) async fn sandbox_with(&self, name: &str, spec: SandboxSpec) -> FakeSupervisor {
+        let view = self.sandboxes.create(name, spec).await.unwrap();
         let id = view.record.id;
         FakeSupervisor::new(&self.wire, self.gateway, id, self.office.sandbox(id))
     }
