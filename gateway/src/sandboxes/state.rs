@@ -24,6 +24,8 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
+pub(super) use self::phase::CONSOLE_ENDS_WITH;
+
 use std::time::Duration;
 
 use holdfast_drivers::{Boot, BootStage, Exit, Observed, WorkloadState};

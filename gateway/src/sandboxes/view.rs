@@ -6,9 +6,11 @@ use holdfast_drivers::Observed;
 use holdfast_wire::{
     api::{self, ConditionStatus, Phase},
     ids::{Epoch, ExecId, Generation, SandboxId},
+    limits,
 };
 use jiff::Timestamp;
 
+use super::state::CONSOLE_ENDS_WITH;
 use crate::{
     error::{CallError, Reason, key},
     sessions::Session,
@@ -17,6 +19,10 @@ use crate::{
 
 /// Events of the link that a view carries: enough to see a flapping session.
 pub(super) const LINK_EVENTS: usize = 8;
+
+/// Lines of a console's end in a refusal, and bytes of each: a panic's message and what led to it.
+const CONSOLE_LINES: usize = 3;
+const CONSOLE_LINE: usize = 200;
 
 /// What is observed of a sandbox, in the order of [`View::conditions`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -185,7 +191,7 @@ impl View {
         let Some(last) = &self.record.last_error else { return error };
         let error = error
             .with(key::LAST_ERROR, &last.reason)
-            .with(key::LAST_ERROR_MESSAGE, &last.message)
+            .with(key::LAST_ERROR_MESSAGE, self.brief(&last.message))
             .with(key::LAST_ERROR_SOURCE, &last.source);
         match last.at.as_ref().and_then(from_stamp) {
             Some(at) => error.with(key::LAST_ERROR_AT, at),
@@ -193,12 +199,24 @@ impl View {
         }
     }
 
+    /// A message without most of the console's end, which `get` has whole: a caller who is refused again and again
+    /// needs the last lines of it, and the way to the others.
+    fn brief(&self, message: &str) -> String {
+        let Some((what, console)) = message.split_once(CONSOLE_ENDS_WITH) else { return message.to_owned() };
+        let lines: Vec<&str> = console.lines().filter(|line| !line.trim().is_empty()).collect();
+        let left_out = lines.len().saturating_sub(CONSOLE_LINES);
+        let shown: Vec<String> =
+            lines[left_out..].iter().map(|line| limits::cut((*line).to_owned(), CONSOLE_LINE)).collect();
+        let name = self.name();
+        format!("{what}{CONSOLE_ENDS_WITH}{} (`holdfast logs {name}` shows all of it)", shown.join(" | "))
+    }
+
     /// Phase, reason, conditions that do not hold, and what the link did, in one line.
     fn told(&self) -> String {
         let mut text = format!("{} ({}", word(self.phase), self.reason);
         if !self.message.is_empty() {
             text.push_str(": ");
-            text.push_str(&self.message);
+            text.push_str(&self.brief(&self.message));
         }
         text.push(')');
         // A main command that does not run keeps nobody from anything.
@@ -219,7 +237,8 @@ impl View {
         if let Some(last) = &self.record.last_error
             && (last.reason != self.reason || last.message != self.message)
         {
-            text.push_str(&format!("; last error: {} ({}): {}", last.reason, last.source, last.message));
+            let message = self.brief(&last.message);
+            text.push_str(&format!("; last error: {} ({}): {message}", last.reason, last.source));
             if let Some(at) = last.at.as_ref().and_then(from_stamp) {
                 text.push_str(&format!(" at {at:.0}"));
             }

@@ -2,6 +2,9 @@
 
 use super::{super::view::ConditionKind, boot, known::Known, *};
 
+/// Between what is wrong and the console's end that may say why.
+pub(in crate::sandboxes) const CONSOLE_ENDS_WITH: &str = "; the console ends with: ";
+
 type Told = (Phase, String, String);
 
 impl State {
@@ -238,7 +241,7 @@ impl State {
             Some((generation, text))
                 if phase == Phase::Failed && *generation == self.wanted.generation && !text.is_empty() =>
             {
-                format!("{message}; the console ends with: {text}")
+                format!("{message}{CONSOLE_ENDS_WITH}{text}")
             }
             _ => message,
         }

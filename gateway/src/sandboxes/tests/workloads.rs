@@ -18,6 +18,25 @@ async fn a_boot_that_fails_shows_the_end_of_the_console() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_has_the_last_lines_of_the_console_and_the_way_to_the_others() {
+    let bench = Bench::new().await;
+    let handle = bench.create("dev").await;
+    let console: String = (1..=9).map(|n| format!("line {n} of it\n")).collect();
+    let console = format!("{console}{}\n", "x".repeat(500));
+    bench.machine.write_console(handle.id(), console.as_bytes());
+    let view = reached(&handle, |view| view.message.contains("console")).await;
+    assert!(view.message.contains("line 1 of it"), "whole where it is asked for: {}", view.message);
+    let far = Instant::now() + Duration::from_secs(600);
+    let refusal = handle.wait_for_session(far).await.unwrap_err();
+    for text in [&refusal.message, &refusal.metadata[key::LAST_ERROR_MESSAGE]] {
+        assert!(!text.contains("line 7 of it") && !text.contains('\n'), "{text}");
+        assert!(text.contains("console ends with: line 8 of it | line 9 of it | xxx"), "{text}");
+        assert!(text.contains("`holdfast logs dev` shows all of it"), "{text}");
+        assert!(text.len() < 1200, "{} bytes", text.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_driver_that_fails_is_asked_again_with_growing_delays() {
     let bench = Bench::new().await;
     bench.machine.script(Verb::Ensure, (0..6).map(|_| Step::Fail(down())));
