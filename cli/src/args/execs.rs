@@ -96,6 +96,7 @@ Examples:
   echo hello | holdfast run -i -- tr a-z A-Z
   holdfast run -it -- bash
   holdfast run --memory 512Mi --timeout 10m -- make test
+  holdfast run --image debian:13 --sandbox-user nobody -- touch mine
 
 Without a client profile, a gateway runs inside this process for as long as the command does, with
 the local driver: a plain process on this machine, which is not isolated from it.
@@ -112,6 +113,15 @@ pub(crate) struct RunArgs {
     pub(crate) keep: bool,
     #[command(flatten)]
     pub(crate) making: Making,
+    /// Whose the workspace is, and who runs commands that name nobody: create's --user. The command's own is --user
+    #[arg(long, value_name = "USER")]
+    pub(crate) sandbox_user: Option<String>,
+    /// A variable of every command in the sandbox: create's --env. The command's own are --env
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub(crate) sandbox_env: Vec<OsString>,
+    /// The same, of a file of NAME=VALUE lines
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) sandbox_env_file: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) running: Running,
 }
@@ -142,11 +152,12 @@ pub(crate) struct ExecArgs {
 Examples:
   holdfast attach box 0199b2c0-5e0e-7b3a-9a50-2f8a4c1d9e77
   holdfast attach -i box 0199b2c0           a beginning of the id will do, where only one exec has it
-  holdfast attach --no-replay box 0199b2c0  only what is written from now on")]
+  holdfast attach --no-replay box 0199b2c0  only what is written from now on
+  holdfast attach box main                  the main command, of a sandbox that was made with --main")]
 pub(crate) struct AttachArgs {
     /// The sandbox's name or id
     pub(crate) sandbox: String,
-    /// The exec's id, or the beginning of it
+    /// The exec's id, or the beginning of it; `main` for the main command
     pub(crate) exec: String,
     /// Write its stdin from here on (and take its terminal, if it has one)
     #[arg(short, long)]

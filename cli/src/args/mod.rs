@@ -231,9 +231,28 @@ mod tests {
             panic!()
         };
         let minutes = |n: u64| Some(std::time::Duration::from_secs(n * 60));
-        assert_eq!((create.making.ttl, create.idle_stop), (minutes(120), minutes(15)));
+        assert_eq!((create.making.ttl, create.making.idle_stop), (minutes(120), minutes(15)));
         assert!(parse("holdfast update box --ttl 0").is_ok());
         assert!(error("holdfast update box").contains("--ttl"), "nothing to change");
+    }
+
+    #[test]
+    fn a_sandbox_of_run_has_a_user_and_variables_beside_the_commands() {
+        let line = "holdfast run --sandbox-user ada --sandbox-env A=1 --idle-stop 15m -u root -e B=2 -- id";
+        let Ok(Command::Run(run)) = parse(line) else { panic!() };
+        assert_eq!((run.sandbox_user.as_deref(), run.running.user.as_deref()), (Some("ada"), Some("root")));
+        assert_eq!((&run.sandbox_env[..], &run.running.env[..]), (&["A=1".into()][..], &["B=2".into()][..]));
+        assert!(run.making.idle_stop.is_some());
+    }
+
+    #[test]
+    fn a_main_command_is_asked_for_and_its_arguments_only_with_it() {
+        let Ok(Command::Create(create)) = parse("holdfast create box --main -- serve --all") else {
+            panic!()
+        };
+        assert!(create.main);
+        assert_eq!(create.main_args, ["serve", "--all"]);
+        assert!(error("holdfast create box -- serve").contains("--main"));
     }
 
     #[test]

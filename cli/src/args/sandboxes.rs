@@ -34,6 +34,9 @@ pub(crate) struct Making {
     /// Delete it so long after its creation, whatever it does; using it changes nothing [default: never]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub(crate) ttl: Option<Duration>,
+    /// Stop it after so long without activity: no command runs, nobody is attached. Files stay [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) idle_stop: Option<Duration>,
     /// A path of the gateway's machine, or a volume, if its operator allows it; may be repeated
     #[arg(long = "mount", value_name = "SOURCE:TARGET[:ro]", value_parser = values::mount)]
     pub(crate) mounts: Vec<Mount>,
@@ -68,9 +71,6 @@ pub(crate) struct CreateArgs {
     /// Who runs commands that name nobody
     #[arg(short, long)]
     pub(crate) user: Option<String>,
-    /// Stop it after so long without activity: no command runs, nobody is attached. Files stay [default: never]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
-    pub(crate) idle_stop: Option<Duration>,
     /// Run the image's own command (ENTRYPOINT, CMD) in it, once it is ready and after each start: exec `main`
     #[arg(long)]
     pub(crate) main: bool,

@@ -16,6 +16,7 @@ use crate::{
     args::RunArgs,
     client::{Client, Error},
     failure::Failed,
+    values,
 };
 
 /// How long the command may take to start, its sandbox's making included, if nobody says.
@@ -24,6 +25,7 @@ const START: Duration = Duration::from_secs(60);
 pub(super) async fn run(args: RunArgs, context: &Context) -> Result<u8, Failed> {
     // What cannot run is told before anything is made.
     exec::spec_of(&args.running, false)?;
+    values::environment(&args.sandbox_env_file, &args.sandbox_env).map_err(Failed::Usage)?;
     let mut signals = Signals::new().map_err(|error| Failed::local("listen for signals", error))?;
     if !args.embedded
         && let Some(client) = context.client_if_configured()?
@@ -74,7 +76,8 @@ async fn with_client(
     context: &Context,
 ) -> Result<u8, Failed> {
     let name = args.name.clone().unwrap_or_else(made_up_name);
-    let spec = sandboxes::spec_of(args.making.clone(), Vec::new(), None)?;
+    let env = values::environment(&args.sandbox_env_file, &args.sandbox_env).map_err(Failed::Usage)?;
+    let spec = sandboxes::spec_of(args.making.clone(), env, args.sandbox_user.clone())?;
     let done = tokio::select! {
         made = context.output.during("creating the sandbox", make(&client, &name, spec)) => match made {
             Ok(()) => None,

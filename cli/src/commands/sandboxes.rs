@@ -40,7 +40,6 @@ const MAX_PAGES: usize = 1000;
 pub(super) async fn create(args: CreateArgs, context: &Context) -> Result<u8, Failed> {
     let env = values::environment(&args.env_file, &args.env).map_err(Failed::Usage)?;
     let mut spec = spec_of(args.making, env, args.user)?;
-    spec.idle_stop = span(args.idle_stop, "--idle-stop")?;
     spec.main = args.main.then_some(api::MainCommand { args: args.main_args });
     let client = context.client()?;
     let made = make(&client, args.name.unwrap_or_default(), spec);
@@ -103,6 +102,7 @@ pub(super) fn spec_of(
         rootfs: making.rootfs.unwrap_or_default(),
         egress: making.egress.unwrap_or_default(),
         ttl: span(making.ttl, "--ttl")?,
+        idle_stop: span(making.idle_stop, "--idle-stop")?,
         ..SandboxSpec::default()
     })
 }
