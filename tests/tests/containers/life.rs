@@ -88,6 +88,12 @@ async fn a_sandbox_from_scratch_lives_its_whole_life(kind: Kind) -> anyhow::Resu
     site.run(&["wait", "box"]).await?.success()?;
     assert_eq!(site.text(&[&sh[..], &["cat /workspace/file"]].concat()).await?, "kept\n");
 
+    // A sandbox for one command: its workspace is whose it was made for.
+    let script = "/busybox id -u; echo mine >mine && /busybox cat mine; echo $COLOUR";
+    let flags = ["--image", SCRATCH, "--sandbox-user", "77", "--sandbox-env", "COLOUR=blue"];
+    let once = [&["run"], &flags[..], &["--", "/busybox", "sh", "-c", script]].concat();
+    assert_eq!(site.text(&once).await?, "77\nmine\nblue\n");
+
     site.run(&["delete", "box"]).await?.success()?;
     let left = site.left_of("box").await?;
     assert!(left.is_empty(), "{left:?}");
