@@ -67,17 +67,22 @@ impl Tree {
     /// call ends, but the signal is on its way to each.
     pub(super) fn freeze(&self) -> io::Result<bool> {
         let deadline = Instant::now() + FREEZE_PATIENCE;
-        let mut told = HashSet::new();
+        let mut known = HashSet::new();
         loop {
             let members = self.members()?;
+            let mut all_known = true;
             // From the top down: `members` has parents before their children.
             for stat in &members {
-                if !stat.is_stopped() && told.insert((stat.pid, stat.started)) {
-                    process::signal_seen(stat, Signal::STOP)?;
+                if known.insert((stat.pid, stat.started)) {
+                    all_known = false;
+                    if !stat.is_stopped() {
+                        process::signal_seen(stat, Signal::STOP)?;
+                    }
                 }
             }
-            // Those that were told are looked at again, and so are their children of the meantime.
-            if members.iter().all(Stat::is_still) {
+            // One that was told only now may have had a child since it was looked at. One that was told before this
+            // look has none that is not here: the kernel refuses a fork while a signal waits.
+            if all_known && members.iter().all(Stat::is_still) {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
