@@ -50,6 +50,9 @@ pub struct WorkloadSpec {
     /// What it may reach beside its gateway, where the driver decides that: `none` or `internet`.
     #[serde(default)]
     pub egress: Option<String>,
+    /// Where its files are, where the driver has a choice: `disk` or `ephemeral`.
+    #[serde(default)]
+    pub workspace: Option<String>,
     /// Limits.
     #[serde(default)]
     pub resources: Resources,
@@ -103,7 +106,7 @@ pub struct Resources {
     pub cpu_millis: Option<u32>,
     /// Memory, in bytes.
     pub memory_bytes: Option<u64>,
-    /// Space for the workspace, in bytes.
+    /// Space for the files that are written, in bytes.
     pub disk_bytes: Option<u64>,
     /// Processes and threads.
     pub processes: Option<u32>,
@@ -274,9 +277,13 @@ impl WorkloadSpec {
     /// The first field that only a driver of whole machines can honour, if any is set.
     #[must_use]
     pub fn first_of_a_machine(&self) -> Option<&'static str> {
-        [("rootfs", self.rootfs.is_some()), ("egress", self.egress.is_some())]
-            .into_iter()
-            .find_map(|(field, set)| set.then_some(field))
+        [
+            ("rootfs", self.rootfs.is_some()),
+            ("egress", self.egress.is_some()),
+            ("workspace", self.workspace.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(field, set)| set.then_some(field))
     }
 
     fn check_labels(&self) -> Result<(), DriverError> {
@@ -434,6 +441,7 @@ mod tests {
             image: None,
             rootfs: None,
             egress: None,
+            workspace: None,
             resources: Resources::default(),
             env: Env::from_iter([("TOKEN", "hunter2")]),
             user: None,

@@ -22,14 +22,14 @@ const MAX_BYTES: usize = 512 * 1024;
 pub struct MachineConfig {
     /// The sandbox's name.
     pub hostname: String,
-    /// The disk with the upper layer of the root file system (ext4).
-    pub disk: PathBuf,
     /// The supervisor's certificate chain, PEM.
     pub cert_pem: String,
     /// Its private key, PEM.
     pub key_pem: String,
     /// The CA that gateways are verified against, PEM.
     pub ca_pem: String,
+    /// Where it keeps what it changes of its root.
+    pub upper: Upper,
     /// The one network.
     pub network: MachineNetwork,
     /// The base environment of every command.
@@ -37,6 +37,16 @@ pub struct MachineConfig {
     pub env: BTreeMap<String, String>,
     /// What the supervisor would read from its own file elsewhere.
     pub supervisor: SupervisorConfig,
+}
+
+/// Where a machine keeps what it changes of its root: the upper layer, over the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Upper {
+    /// On a disk, an ext4: it outlives the machine.
+    Disk(PathBuf),
+    /// In its memory, at most so many bytes: it goes with the machine.
+    Memory(u64),
 }
 
 /// The machine's network card.
@@ -102,10 +112,10 @@ mod tests {
     fn sample() -> MachineConfig {
         MachineConfig {
             hostname: "box".into(),
-            disk: "/dev/vda".into(),
             cert_pem: "C\n".into(),
             key_pem: "SECRET\n".into(),
             ca_pem: "A\n".into(),
+            upper: Upper::Disk("/dev/vda".into()),
             network: MachineNetwork {
                 address: [192, 168, 127, 2].into(),
                 prefix: 24,
@@ -135,8 +145,10 @@ mod tests {
 
     #[test]
     fn what_the_driver_writes_the_machine_reads() {
-        let config = sample();
-        assert_eq!(MachineConfig::parse(&config.to_toml().unwrap()).unwrap(), config);
+        for upper in [Upper::Disk("/dev/vda".into()), Upper::Memory(1 << 30)] {
+            let config = MachineConfig { upper, ..sample() };
+            assert_eq!(MachineConfig::parse(&config.to_toml().unwrap()).unwrap(), config);
+        }
     }
 
     #[test]

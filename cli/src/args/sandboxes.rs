@@ -19,6 +19,12 @@ pub(crate) struct Making {
     /// What it may reach beside its gateway, for the vm driver: none or internet [default: none]
     #[arg(long, value_name = "POLICY")]
     pub(crate) egress: Option<String>,
+    /// Where its files are, for the vm driver: disk, or ephemeral: in its memory, gone with a stop [default: disk]
+    #[arg(long, value_name = "disk|ephemeral")]
+    pub(crate) workspace: Option<String>,
+    /// Space for the files that it writes, for the vm driver [default: 8Gi; ephemeral: half of its memory]
+    #[arg(long, value_parser = values::size, value_name = "SIZE")]
+    pub(crate) disk: Option<u64>,
     /// A label; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = values::label)]
     pub(crate) labels: Vec<(String, String)>,

@@ -32,6 +32,9 @@ pub(crate) struct Sandbox {
     pub(crate) cpu_millis: u64,
     pub(crate) memory_bytes: u64,
     pub(crate) pids: u64,
+    pub(crate) disk_bytes: u64,
+    /// `disk`, `ephemeral`; empty: the driver's only way.
+    pub(crate) workspace: String,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) network: String,
     pub(crate) read_only_root: bool,
@@ -132,6 +135,8 @@ impl From<api::Sandbox> for Sandbox {
             cpu_millis: resources.cpu_millis,
             memory_bytes: resources.memory_bytes,
             pids: resources.pids,
+            disk_bytes: resources.disk_bytes,
+            workspace: spec.workspace,
             mounts: spec
                 .mounts
                 .into_iter()

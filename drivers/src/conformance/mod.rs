@@ -110,6 +110,7 @@ pub fn sample_spec(sandbox: SandboxId) -> WorkloadSpec {
         image: None,
         rootfs: None,
         egress: None,
+        workspace: None,
         resources: Resources::default(),
         env: Env::from_iter([("HELD", "fast")]),
         user: None,

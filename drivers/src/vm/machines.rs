@@ -3,7 +3,7 @@
 //! ```text
 //!   <root>/<sandbox id>/
 //!     workload.json               the record
-//!     disk.ext4                   what the sandbox changed of its root; outlives a generation
+//!     disk.ext4                   what the sandbox changed of its root; outlives a generation (none if it is ephemeral)
 //!     machine.json                how far the machine came, and why it ended (see `note`)
 //!     console.log gvproxy.log launcher.log
 //!     net.sock console.pipe       between filter and gvproxy, from the guest's console, while the machine runs
@@ -19,7 +19,7 @@ use std::{
 
 use holdfast_wire::{
     bootstrap::{GatewayAddress, IdentityFiles, SupervisorConfig},
-    machine::{MachineConfig, MachineNetwork},
+    machine::{MachineConfig, MachineNetwork, Upper},
 };
 
 use super::{
@@ -97,7 +97,9 @@ impl Machines {
     fn record(&self, spec: &WorkloadSpec, dir: &Path, rootfs: &Path) -> Result<Record, DriverError> {
         let size = Size::of(&spec.resources)?;
         let egress = egress(spec)?;
-        let machine = self.machine_config(spec, egress);
+        let upper = upper(spec, size)?;
+        let disk = matches!(upper, Upper::Disk(_)).then(|| BytePath::from(dir.join(disk::FILE).as_path()));
+        let machine = self.machine_config(spec, egress, upper);
         let text = machine
             .to_toml()
             .map_err(|error| DriverError::internal("writing the machine's configuration", error))?;
@@ -106,7 +108,7 @@ impl Machines {
             cpus: size.cpus,
             memory_mib: size.memory_mib,
             rootfs: BytePath::from(rootfs),
-            disk: Some(BytePath::from(dir.join(disk::FILE).as_path())),
+            disk,
             user: launch::user_of(spec.sandbox),
             supervisor: BytePath::from(self.parts.supervisor.as_path()),
             machine_config: text.into_bytes(),
@@ -119,15 +121,15 @@ impl Machines {
         })
     }
 
-    fn machine_config(&self, spec: &WorkloadSpec, egress: Egress) -> MachineConfig {
+    fn machine_config(&self, spec: &WorkloadSpec, egress: Egress, upper: Upper) -> MachineConfig {
         let bootstrap = &spec.bootstrap;
         let identity = Path::new("/run/holdfast/identity");
         MachineConfig {
             hostname: spec.name.clone(),
-            disk: "/dev/vda".into(),
             cert_pem: bootstrap.cert_chain_pem.clone(),
             key_pem: bootstrap.key_pem.expose().to_owned(),
             ca_pem: bootstrap.ca_pem.clone(),
+            upper,
             network: MachineNetwork {
                 address: GUEST,
                 prefix: PREFIX,
@@ -201,12 +203,15 @@ impl Kind for Machines {
             let message = "the vm driver's supervisor is root in its machine: leave it out, and name a user with each exec";
             return Err(DriverError::invalid("user", message));
         }
-        Size::of(&spec.resources)?;
+        upper(spec, Size::of(&spec.resources)?)?;
         egress(spec)?;
         self.rootfs(spec).map(drop)
     }
 
     fn prepare(&self, spec: &WorkloadSpec, dir: &Dir, has_workspace: bool) -> io::Result<()> {
+        if is_ephemeral(spec).unwrap_or_default() {
+            return Ok(());
+        }
         let disk = dir.path().join(disk::FILE);
         if has_workspace && !disk.try_exists()? {
             let message = format!(
@@ -308,6 +313,34 @@ impl Size {
     }
 }
 
+/// Whether its files go with the machine.
+fn is_ephemeral(spec: &WorkloadSpec) -> Result<bool, DriverError> {
+    match spec.workspace.as_deref() {
+        None | Some("disk") => Ok(false),
+        Some("ephemeral") => Ok(true),
+        Some(other) => {
+            Err(DriverError::invalid("workspace", format!("{other:?} is none of disk, ephemeral")))
+        }
+    }
+}
+
+/// The upper layer, with its bound.
+fn upper(spec: &WorkloadSpec, size: Size) -> Result<Upper, DriverError> {
+    if !is_ephemeral(spec)? {
+        return Ok(Upper::Disk("/dev/vda".into()));
+    }
+    let memory = u64::from(size.memory_mib) << 20;
+    match spec.resources.disk_bytes {
+        Some(bytes) if bytes > memory => {
+            let message =
+                format!("is {bytes}: files are in the machine's memory, which has {memory} bytes (--memory)");
+            Err(DriverError::invalid("resources.disk_bytes", message))
+        }
+        // As much as Linux gives to files in memory.
+        asked => Ok(Upper::Memory(asked.unwrap_or(memory / 2))),
+    }
+}
+
 fn egress(spec: &WorkloadSpec) -> Result<Egress, DriverError> {
     spec.egress
         .as_deref()
@@ -354,6 +387,21 @@ mod tests {
             let error = size(cpus, memory).unwrap_err().to_string();
             assert!(error.contains(field), "{error}");
         }
+    }
+
+    #[test]
+    fn files_in_memory_are_bounded_by_it() {
+        let size = Size { cpus: 1, memory_mib: 256 };
+        let of = |workspace: &str, disk_bytes| {
+            let resources = Resources { disk_bytes, ..Resources::default() };
+            let sample = crate::conformance::sample_spec(holdfast_wire::ids::SandboxId::random());
+            upper(&WorkloadSpec { workspace: Some(workspace.to_owned()), resources, ..sample }, size)
+        };
+        assert_eq!(of("disk", None).unwrap(), Upper::Disk("/dev/vda".into()));
+        assert_eq!(of("ephemeral", None).unwrap(), Upper::Memory(128 << 20));
+        assert_eq!(of("ephemeral", Some(200 << 20)).unwrap(), Upper::Memory(200 << 20));
+        assert!(of("ephemeral", Some(1 << 30)).unwrap_err().to_string().contains("in the machine's memory"));
+        assert!(of("tape", None).unwrap_err().to_string().contains("none of disk, ephemeral"));
     }
 
     #[test]

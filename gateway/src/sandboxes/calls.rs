@@ -221,6 +221,7 @@ fn workload(
         ("network", &spec.network, MAX_NETWORK_BYTES),
         ("rootfs", &spec.rootfs, MAX_PATH),
         ("egress", &spec.egress, MAX_WORD),
+        ("workspace", &spec.workspace, MAX_WORD),
     ] {
         if text.len() > most {
             return Err(CallError::invalid(
@@ -237,6 +238,7 @@ fn workload(
         image: text(&spec.image),
         rootfs: text(&spec.rootfs),
         egress: text(&spec.egress),
+        workspace: text(&spec.workspace),
         resources: resources(spec.resources.as_ref())?,
         env: Env::from_iter(spec.env.iter().map(|(name, value)| (name.clone(), value.clone()))),
         user: text(&spec.user),
@@ -263,7 +265,7 @@ fn resources(asked: Option<&api::Resources>) -> Result<Resources, CallError> {
     Ok(Resources {
         cpu_millis: small("resources.cpu_millis", asked.cpu_millis)?,
         memory_bytes: (asked.memory_bytes > 0).then_some(asked.memory_bytes),
-        disk_bytes: None,
+        disk_bytes: (asked.disk_bytes > 0).then_some(asked.disk_bytes),
         processes: small("resources.pids", asked.pids)?,
     })
 }

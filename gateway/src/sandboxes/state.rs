@@ -75,6 +75,8 @@ pub(super) struct Wanted {
     pub(super) attached: Generation,
     /// It was made by another driver than this gateway has.
     pub(super) foreign: bool,
+    /// Its files go with its workload.
+    pub(super) ephemeral: bool,
 }
 
 /// What the driver can do, as far as it matters here.

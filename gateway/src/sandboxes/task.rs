@@ -497,6 +497,7 @@ fn wanted(record: &SandboxRecord, driver: &str) -> Wanted {
         made: record.made,
         attached: record.attached,
         foreign: record.driver != driver,
+        ephemeral: record.spec.workspace == "ephemeral",
     }
 }
 

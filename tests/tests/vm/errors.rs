@@ -50,6 +50,10 @@ fn what_is_missing_is_named_and_nothing_is_left() {
                 vec!["--rootfs".to_owned(), image("busybox"), "--egress".to_owned(), "all".to_owned()],
                 "none of none, internet",
             ),
+            (
+                vec!["--rootfs".to_owned(), image("busybox"), "--workspace".to_owned(), "tape".to_owned()],
+                "none of disk, ephemeral",
+            ),
         ] {
             let all = ["create".to_owned(), "bad".to_owned()].into_iter().chain(words);
             let refused = site.command(all).run().await?;

@@ -17,15 +17,26 @@ fn a_dead_part_is_a_failed_machine_and_its_exec_lost() {
     const NAME: &str = "faults::a_dead_part_is_a_failed_machine_and_its_exec_lost";
     place::run(NAME, |parts| async move {
         let site = Site::start(NAME, &parts).await?;
-        let (one, other) = tokio::join!(site.create("net", &[]), site.create("hold", &[]));
+        let (one, other) = tokio::join!(
+            site.create("net", &["--workspace", "ephemeral", "--disk", "32Mi"]),
+            site.create("hold", &[])
+        );
         one?;
         other?;
+        // Its files are in its memory, bounded, and there is no disk.
+        site.sh("net", "echo mine > /workspace/file").await?.success()?;
+        ensure!(!site.dir("net").await?.join("disk.ext4").exists(), "there is a disk");
+        let fill = "dd if=/dev/zero of=/workspace/large bs=1M count=48; code=$?; rm /workspace/large; exit $code";
+        let full = site.sh("net", fill).await?;
+        ensure!(full.code != 0 && full.stderr.contains("No space left"), "{full:?}");
         dies(&site, "net", Part::Network).await?;
         dies(&site, "hold", Part::Holder).await?;
         // Failed is no dead end.
+        let lost = site.get("net").await?.to_string();
         site.command(["start", "net"]).run().await?.success()?;
         site.command(["wait", "net", "--timeout", "200s"]).run().await?.success()?;
-        site.sh("net", "exit 4").await?.exited(4)?;
+        ensure!(lost.contains("its files were in its memory, and are gone"), "{lost}");
+        site.sh("net", "test ! -e /workspace/file || exit 5; exit 4").await?.exited(4)?;
         dies(&site, "net", Part::Machine).await?;
         site.finish(&["net", "hold"]).await
     });

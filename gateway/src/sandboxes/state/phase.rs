@@ -25,6 +25,7 @@ impl State {
             Desired::Running => self.running(&known, &conditions, ready, now),
         };
         let message = self.with_stage(phase, message);
+        let message = self.with_files(phase, &known, message);
         let message = self.with_console(phase, message);
         let booted = self.booted(phase, &reason, &message);
         let mut conditions = conditions;
@@ -232,6 +233,20 @@ impl State {
                 format!("{message}; {}", seen.message)
             }
             _ => message,
+        }
+    }
+
+    /// Files that went with the workload are missed by whoever starts it again.
+    fn with_files(&self, phase: Phase, known: &Known, message: String) -> String {
+        let over = match phase {
+            Phase::Stopped => self.is_made(),
+            Phase::Failed => matches!(known, Known::Dead { certain: true, .. }),
+            _ => false,
+        };
+        match (self.wanted.ephemeral && over, message.as_str()) {
+            (false, _) => message,
+            (true, "") => "its files were in its memory, and are gone".to_owned(),
+            (true, message) => format!("{message}; its files were in its memory, and are gone"),
         }
     }
 

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //!   kernel ─▶ pseudo file systems ─▶ port, configuration (read once) ─▶ host name, network
-//!          ─▶ root: read-only lower + upper on the disk ─▶ identity into memory ─▶ become the supervisor (exec)
+//!          ─▶ root: read-only lower + upper layer ─▶ identity into memory ─▶ become the supervisor (exec)
 //!   supervisor … asked to stop ─▶ everything ended ─▶ disk synced, `stopped` ─▶ reset
 //! ```
 //!
 //! The root that the kernel mounted is the image, shared by many machines and read-only. What this one changes goes
-//! onto its own disk, by an overlay. The supervisor starts anew there with a clean environment, because the kernel's
+//! onto its own disk or into its memory, by an overlay. The supervisor starts anew there with a clean environment, because the kernel's
 //! has the words of its command line in it.
 //!
 //! The end of a virtual machine is a reset: this kind never switches itself off. What was achieved is said through the
@@ -117,7 +117,7 @@ fn set_up(port: &mut Port) -> Result<Become, MachineError> {
 
     sethostname(machine.hostname.as_bytes()).map_err(failed("setting the host name"))?;
     netlink::configure(&machine.network)?;
-    mounts::root(&machine.disk)?;
+    mounts::root(&machine.upper)?;
     let supervisor = &machine.supervisor;
     for dir in [&supervisor.workspace, &supervisor.state_dir] {
         fs::create_dir_all(dir).map_err(failed(format!("making {}", dir.display())))?;

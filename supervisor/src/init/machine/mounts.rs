@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use holdfast_wire::machine::{FILE, MOUNTS};
+use holdfast_wire::machine::{FILE, MOUNTS, Upper};
 use rustix::{
     io::Errno,
     mount::{MountFlags, mount, mount_move},
@@ -16,8 +16,10 @@ use rustix::{
 
 use super::{MachineError, failed};
 
-/// The upper layer's file system, and what is in it.
+/// The upper layer's file system.
 const DISK: &str = "/.holdfast/disk";
+/// In memory an empty file takes a KiB that its size does not count: so many bytes for each, as on a disk.
+const BYTES_A_FILE: u64 = 16 * 1024;
 const ROOT: &str = "/.holdfast/root";
 
 /// Makes `/proc`, `/sys` and `/dev` usable before there is a writable root: the launcher sees to it that there are
@@ -29,14 +31,23 @@ pub(super) fn pseudo_file_systems() -> Result<(), MachineError> {
     attach("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, None)
 }
 
-/// The final root: the image below, the disk's upper layer above.
-pub(super) fn root(disk: &Path) -> Result<(), MachineError> {
+/// The final root: the image below, the upper layer above.
+pub(super) fn root(upper: &Upper) -> Result<(), MachineError> {
     attach("tmpfs", MOUNTS, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0700,size=1m"))?;
     for dir in [DISK, ROOT] {
         fs::create_dir(dir).map_err(failed(format!("making {dir}")))?;
     }
-    let source = disk.display().to_string();
-    attach(&source, DISK, "ext4", MountFlags::NOATIME, None)?;
+    match upper {
+        Upper::Disk(disk) => {
+            attach(&disk.display().to_string(), DISK, "ext4", MountFlags::NOATIME, None)?;
+        }
+        Upper::Memory(bytes) => {
+            let bounds = format!("mode=0755,size={bytes},nr_inodes={}", bytes / BYTES_A_FILE);
+            let bounds =
+                CString::new(bounds).map_err(std::io::Error::other).map_err(failed("naming the bounds"))?;
+            attach("upper", DISK, "tmpfs", MountFlags::NOATIME, Some(&bounds))?;
+        }
+    }
     for dir in ["upper", "work"] {
         let path = Path::new(DISK).join(dir);
         fs::create_dir_all(&path).map_err(failed(format!("making {}", path.display())))?;

@@ -45,6 +45,22 @@ fn the_stage_of_a_boot_is_the_reason_of_a_condition() {
 }
 
 #[test]
+fn a_sandbox_whose_files_went_with_its_workload_says_so() {
+    for (ephemeral, says) in [(true, true), (false, false)] {
+        let mut bench = Bench::new(Wanted { ephemeral, ..wanted(Desired::Running) });
+        bench.ensured();
+        bench.attached(1);
+        bench.health(1, true, true);
+        assert!(!bench.assess().message.contains("are gone"));
+        bench.level(1, WorkloadState::Exited(Exit::Code(1)));
+        assert_eq!(bench.assess().message.contains("in its memory, and are gone"), says);
+        bench.want(Desired::Stopped);
+        assert_eq!(bench.phase(), Phase::Stopped);
+        assert_eq!(bench.assess().message.contains("in its memory, and are gone"), says);
+    }
+}
+
+#[test]
 fn a_stage_that_nobody_told_is_reached_when_a_later_one_is() {
     let mut bench = Bench::asked_for();
     bench.ensured();

@@ -22,6 +22,7 @@ fn wanted(desired: Desired) -> Wanted {
         made: Generation(0),
         attached: Generation(0),
         foreign: false,
+        ephemeral: false,
     }
 }
 
