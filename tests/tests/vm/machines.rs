@@ -225,10 +225,24 @@ fn two_machines_at_once_reach_their_gateway_and_nothing_else() {
     const NAME: &str = "machines::two_machines_at_once_reach_their_gateway_and_nothing_else";
     place::run(NAME, |parts| async move {
         let site = Site::start(NAME, &parts).await?;
-        let (one, other) =
-            tokio::join!(site.create("one", &[]), site.create("other", &["--egress", "internet"]));
+        // The other's root is an image: unpacked once, its second layer over its first.
+        let archive = site.images.join("image.tar");
+        place::oci_archive(&site.images.join("busybox"), &archive)?;
+        let image = archive.to_str().context("UTF-8")?;
+        let (one, other) = tokio::join!(
+            site.create("one", &[]),
+            site.create("other", &["--egress", "internet", "--rootfs", image])
+        );
         one?;
         other?;
+        let layers =
+            site.sh("other", "test ! -e /removed && cat /added && stat -c %u:%a /etc/secret").await?;
+        ensure!(layers.success()?.text() == "by the second layer\n0:600\n", "the layers are not one root");
+        let roots = std::fs::read_dir(site.cluster.data_dir().join("rootfs"))?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| !name.starts_with('.'))
+            .count();
+        ensure!(roots == 1, "{roots} roots of one archive");
         for (machine, word) in [("one", "first"), ("other", "second")] {
             site.sh(machine, &format!("echo {word} > /workspace/mine")).await?.success()?;
         }

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use holdfast_tests::harness::{Cli, Cluster, Finished};
+use sha2::{Digest, Sha256};
 
 use super::HOLDFAST;
 
@@ -163,6 +164,63 @@ impl Parts {
     }
 }
 
+/// The same as an OCI archive, as `podman save --format oci-archive` writes it: what is in `rootfs` and a file that the
+/// second layer removes, and in that a file more.
+pub(super) fn oci_archive(rootfs: &Path, to: &Path) -> anyhow::Result<()> {
+    let temp = tempfile::tempdir()?;
+    let (blobs, upper, lower) =
+        (temp.path().join("oci/blobs/sha256"), temp.path().join("upper"), temp.path().join("lower"));
+    for dir in [&blobs, &upper, &lower] {
+        fs::create_dir_all(dir)?;
+    }
+    let tar = |words: &[&std::ffi::OsStr]| {
+        let status = Command::new("tar").arg("--owner=0").arg("--group=0").args(words).status()?;
+        ensure!(status.success(), "tar: {status}");
+        anyhow::Ok(())
+    };
+    fs::write(lower.join("removed"), "by the layer above")?;
+    fs::write(upper.join(".wh.removed"), "")?;
+    fs::write(upper.join("added"), "by the second layer\n")?;
+    let packed = [temp.path().join("0.tar"), temp.path().join("1.tar.gz")];
+    tar(&[
+        "-cf".as_ref(),
+        packed[0].as_ref(),
+        "-C".as_ref(),
+        rootfs.as_ref(),
+        ".".as_ref(),
+        "-C".as_ref(),
+        lower.as_ref(),
+        "removed".as_ref(),
+    ])?;
+    tar(&[
+        "-czf".as_ref(),
+        packed[1].as_ref(),
+        "-C".as_ref(),
+        upper.as_ref(),
+        ".wh.removed".as_ref(),
+        "added".as_ref(),
+    ])?;
+    let add = |content: &[u8]| {
+        let digest: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+        fs::write(blobs.join(&digest), content)?;
+        anyhow::Ok(format!("\"digest\": \"sha256:{digest}\", \"size\": {}", content.len()))
+    };
+    let layers = [add(&fs::read(&packed[0])?)?, add(&fs::read(&packed[1])?)?];
+    let media = "application/vnd.oci.image";
+    let manifest = add(
+        format!(
+            "{{\"layers\": [{{\"mediaType\": \"{media}.layer.v1.tar\", {}}}, {{\"mediaType\": \"{media}.layer.v1.tar+gzip\", {}}}]}}",
+            layers[0], layers[1]
+        )
+        .as_bytes(),
+    )?;
+    let index = format!("{{\"manifests\": [{{\"mediaType\": \"{media}.manifest.v1+json\", {manifest}}}]}}");
+    let oci = temp.path().join("oci");
+    fs::write(oci.join("index.json"), index)?;
+    fs::write(oci.join("oci-layout"), "{\"imageLayoutVersion\": \"1.0.0\"}")?;
+    tar(&["-cf".as_ref(), to.as_ref(), "-C".as_ref(), oci.as_ref(), ".".as_ref()])
+}
+
 /// Network namespaces, where not all of a site is in this one.
 pub(super) struct Apart {
     /// Of holders, and so of gvproxy.
@@ -225,9 +283,10 @@ impl Site {
 
     /// Creates a machine and waits until it is Ready.
     pub(super) async fn create(&self, name: &str, more: &[&str]) -> anyhow::Result<Finished> {
-        let rootfs = self.images.join("busybox").into_os_string();
-        let mut words: Vec<OsString> =
-            vec!["create".into(), name.into(), "--rootfs".into(), rootfs, "--wait".into()];
+        let mut words: Vec<OsString> = vec!["create".into(), name.into(), "--wait".into()];
+        if !more.contains(&"--rootfs") {
+            words.extend(["--rootfs".into(), self.images.join("busybox").into_os_string()]);
+        }
         words.extend(more.iter().map(OsString::from));
         self.command(words).run().await?.success()
     }

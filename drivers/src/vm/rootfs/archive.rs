@@ -12,7 +12,7 @@ use std::{
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{Budget, RootfsError, layer, open, remove_all};
+use super::{Budget, RootfsError, entries, layer, open, remove_all};
 
 /// The largest index or manifest, in bytes.
 const MAX_JSON: u64 = 4 << 20;
@@ -42,20 +42,17 @@ pub(super) fn unpack(path: &Path, root: &Path, budget: &mut Budget) -> Result<()
 
 /// An image names itself at its top.
 fn is_image(path: &Path) -> Result<bool, RootfsError> {
-    let mut archive = tar::Archive::new(open(path)?);
-    for entry in archive.entries().map_err(RootfsError::NotTar)? {
-        let entry = entry.map_err(RootfsError::NotTar)?;
+    let found = entries::each(open(path)?, |entry| {
         let name = entry.path().map_err(RootfsError::NotTar)?;
         let name = name.strip_prefix("./").unwrap_or(&name);
         if name == Path::new("oci-layout") || name == Path::new("manifest.json") {
-            return Ok(true);
+            return Ok(Some(true));
         }
         // An image has blobs beside these, and nothing else: a root file system shows itself soon.
-        if name.components().count() > 1 && !name.starts_with("blobs") && !is_docker_layer(name) {
-            return Ok(false);
-        }
-    }
-    Ok(false)
+        let is_other = name.components().count() > 1 && !name.starts_with("blobs") && !is_docker_layer(name);
+        Ok(is_other.then_some(false))
+    });
+    Ok(found?.unwrap_or(false))
 }
 
 /// Old `docker save`: `<64 hex digits>/layer.tar`, `/json`, `/VERSION`.

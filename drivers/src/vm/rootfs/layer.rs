@@ -12,25 +12,21 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use tar::{Archive, Entry, EntryType};
+use tar::{Entry, EntryType};
 
-use super::{Budget, RootfsError};
+use super::{
+    Budget, RootfsError,
+    entries::{self, Metered},
+};
 
 const WHITEOUT: &str = ".wh.";
 const OPAQUE: &str = ".wh..wh..opq";
 
 /// Puts a layer over `root`.
 pub(super) fn apply(stream: impl Read, root: &Path, budget: &mut Budget) -> Result<(), RootfsError> {
-    let mut archive = Archive::new(stream);
-    archive.set_preserve_permissions(true);
-    archive.set_preserve_mtime(true);
-    // Owners are kept where they may be given: by root. Elsewhere everything is the gateway's user's.
-    archive.set_preserve_ownerships(rustix::process::geteuid().is_root());
-    archive.set_overwrite(true);
     // Directories get their modes last: one that may not be written to still has to be filled.
     let mut directories = Vec::new();
-    for entry in archive.entries().map_err(RootfsError::NotTar)? {
-        let mut entry = entry.map_err(RootfsError::NotTar)?;
+    let put_one = |entry: &mut Entry<'_, Metered<_>>| {
         budget.spend(entry.size())?;
         let name = entry.path().map_err(RootfsError::NotTar)?.into_owned();
         let failed = |source| RootfsError::Entry { entry: name.display().to_string(), source };
@@ -38,7 +34,7 @@ pub(super) fn apply(stream: impl Read, root: &Path, budget: &mut Budget) -> Resu
             return Err(failed(leads_out()));
         }
         if whiteout(root, &name).map_err(failed)? {
-            continue;
+            return Ok(None);
         }
         match entry.header().entry_type() {
             EntryType::Directory => directories.push((name.clone(), entry.header().mode().unwrap_or(0o755))),
@@ -47,10 +43,12 @@ pub(super) fn apply(stream: impl Read, root: &Path, budget: &mut Budget) -> Resu
             | EntryType::GNUSparse
             | EntryType::Symlink
             | EntryType::Link => {}
-            _ => continue,
+            _ => return Ok(None),
         }
-        put(&mut entry, root, &name).map_err(failed)?;
-    }
+        put(entry, root, &name).map_err(failed)?;
+        Ok(None)
+    };
+    entries::each::<_, ()>(stream, put_one)?;
     for (name, mode) in directories.into_iter().rev() {
         use std::os::unix::fs::PermissionsExt;
         let path = below(root, &name);

@@ -9,6 +9,7 @@
 //! never changed, so two archives with one content are one root, and a crash in between leaves only a `.new`.
 
 mod archive;
+mod entries;
 mod layer;
 
 use std::{
@@ -32,7 +33,7 @@ pub(super) enum RootfsError {
     Io(#[from] io::Error),
     #[error("is neither a directory nor a plain file")]
     Kind,
-    #[error("is no tar archive (plain or gzip): {0}")]
+    #[error("is no tar archive (plain, gzip or zstd): {0}")]
     NotTar(io::Error),
     #[error("the path is not UTF-8, which libkrun needs")]
     Name,
@@ -56,11 +57,9 @@ pub(super) fn check(path: &Path) -> Result<(), RootfsError> {
     if !metadata.is_file() {
         return Err(RootfsError::Kind);
     }
-    let mut archive = tar::Archive::new(open(path)?);
-    match archive.entries().and_then(|mut entries| entries.next().transpose()) {
-        Ok(Some(_)) => Ok(()),
-        Ok(None) => Err(RootfsError::Archive("is an empty archive".to_owned())),
-        Err(error) => Err(RootfsError::NotTar(error)),
+    match entries::each(open(path)?, |_| Ok(Some(())))? {
+        Some(()) => Ok(()),
+        None => Err(RootfsError::Archive("is an empty archive".to_owned())),
     }
 }
 
@@ -120,10 +119,12 @@ fn open(path: &Path) -> io::Result<Box<dyn Read>> {
     file.rewind()?;
     match &magic[..read] {
         [0x1f, 0x8b, ..] => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(file))),
-        [0x28, 0xb5, 0x2f, 0xfd] => Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "it is compressed by zstd: unpack it first (zstd -d)",
-        )),
+        [0x28, 0xb5, 0x2f, 0xfd] => {
+            let decoder = ruzstd::decoding::StreamingDecoder::new(file);
+            Ok(Box::new(
+                decoder.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?,
+            ))
+        }
         _ => Ok(Box::new(file)),
     }
 }
@@ -200,6 +201,20 @@ mod tests {
         fs::write(root.join("mark"), "").unwrap();
         assert_eq!(unpacked(&archive, &store).unwrap(), root);
         assert!(root.join("mark").exists(), "it was unpacked again");
+    }
+
+    #[test]
+    fn what_zstd_compressed_is_read_too() {
+        let temp = tempfile::tempdir().unwrap();
+        let (archive, store) = (temp.path().join("a.tar.zst"), temp.path().join("store"));
+        let tar = tar_of(&[("bin/sh", b"shell")]);
+        let level = ruzstd::encoding::CompressionLevel::Fastest;
+        fs::write(&archive, ruzstd::encoding::compress_to_vec(&tar[..], level)).unwrap();
+        assert_eq!(fs::read(unpacked(&archive, &store).unwrap().join("bin/sh")).unwrap(), b"shell");
+        // Cut: refused, not taken for a smaller one.
+        let whole = fs::read(&archive).unwrap();
+        fs::write(&archive, &whole[..whole.len() / 2]).unwrap();
+        unpacked(&archive, &store).unwrap_err();
     }
 
     #[test]
