@@ -103,8 +103,12 @@ async fn it_came_up_stage_by_stage(site: &Site) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a guest would have that took over a process of its machine. The gateway is root here.
+/// What a guest would have that took over a process of its machine.
 async fn its_processes_are_confined(site: &Site) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: how a root gateway's machines are confined: this is not root");
+        return Ok(());
+    }
     let holder = site.holder("box").await?;
     let (machine, network) = (place::child_of(holder, "machine")?, place::child_of(holder, "gvproxy")?);
     let ours = std::fs::read_link("/proc/self/ns/mnt")?;
