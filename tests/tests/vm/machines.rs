@@ -233,10 +233,8 @@ fn two_machines_at_once_reach_their_gateway_and_nothing_else() {
         let archive = site.images.join("image.tar");
         place::oci_archive(&site.images.join("busybox"), &archive)?;
         let image = archive.to_str().context("UTF-8")?;
-        let (one, other) = tokio::join!(
-            site.create("one", &[]),
-            site.create("other", &["--egress", "internet", "--rootfs", image])
-        );
+        let words = ["--egress", "internet", "--rootfs", image];
+        let (one, other) = tokio::join!(site.create("one", &[]), site.create("other", &words));
         one?;
         other?;
         let layers =
