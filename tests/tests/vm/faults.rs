@@ -26,7 +26,8 @@ fn a_dead_part_is_a_failed_machine_and_its_exec_lost() {
         // Its files are in its memory, bounded, and there is no disk.
         site.sh("net", "echo mine > /workspace/file").await?.success()?;
         ensure!(!site.dir("net").await?.join("disk.ext4").exists(), "there is a disk");
-        let fill = "dd if=/dev/zero of=/workspace/large bs=1M count=80; code=$?; rm /workspace/large; exit $code";
+        let fill =
+            "dd if=/dev/zero of=/workspace/large bs=1M count=80; code=$?; rm /workspace/large; exit $code";
         let full = site.sh("net", fill).await?;
         ensure!(full.code != 0 && full.stderr.contains("No space left"), "{full:?}");
         dies(&site, "net", Part::Network).await?;
