@@ -1,5 +1,7 @@
 //! Relays and calls: starting once, attaching often, leaving in every way.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use holdfast_wire::{
     api::{ExecState, OnDisconnect},
     close::CloseCode,
@@ -7,6 +9,7 @@ use holdfast_wire::{
 };
 
 use super::*;
+use crate::execs::exec::Phase;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_start_is_the_same_exec() {
@@ -44,6 +47,32 @@ async fn without_attach_started_or_ended_is_all() {
     let mut again = lab.relay(request()).await;
     let Some(Frame::Ended(ended)) = again.next().await.unwrap() else { panic!("not ended") };
     assert!(matches!(ended.outcome.unwrap().kind, Some(Kind::Exited(exited)) if exited.code == 8));
+}
+
+/// Two looks at the phase at once, and somebody between them who wants to change it, would wait for each other for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_may_begin_while_the_phase_is_about_to_change() {
+    let lab = Lab::real().await;
+    let id = ExecId::random();
+    assert_eq!(lab.relay(start(id, shell("exit 4"))).await.finish().await.code(), 4);
+    let exec = lab.execs.inner.find(&id.to_bytes()).unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let ends = Arc::clone(&over);
+    // It has ended, so nothing changes; but each attempt waits for those who look.
+    let changing =
+        std::thread::spawn(move || while !ends.load(Ordering::Relaxed) && !exec.advance(Phase::Accepted) {});
+    let looking = async {
+        for _ in 0..200 {
+            assert_eq!(lab.relay(attach(id, 0)).await.finish().await.code(), 4);
+            let told = ExecRelay { attach: false, ..attach(id, 0) };
+            let told = lab.relay(told).await.next().await.unwrap();
+            assert!(matches!(told, Some(Frame::Ended(_))), "{told:?}");
+        }
+    };
+    let looked = tokio::time::timeout(Duration::from_secs(30), looking).await;
+    over.store(true, Ordering::Relaxed);
+    looked.expect("nobody waits for ever");
+    changing.join().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
