@@ -12,6 +12,7 @@ use std::{
     fs, io,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -21,8 +22,8 @@ use holdfast_wire::ids::{Epoch, ExecId, Generation, SandboxId};
 use jiff::Timestamp;
 use prost::Message;
 use sqlx::{
-    Connection as _, Row, SqlitePool,
-    migrate::{MigrateError, Migrator},
+    Connection as _, Row, SqlSafeStr, SqlitePool,
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
     sqlite::{
         SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteQueryResult, SqliteSynchronous,
     },
@@ -35,7 +36,20 @@ use super::{
     row::{exec_of, int, micros, millis, sandbox_of},
 };
 
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+/// The schema's history, a file each; a store is brought up to date by those that it has not seen.
+///
+/// Listed by hand: sqlx's macro would list them too, and compile SQLite a second time, for the compiler's own use.
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    Migrator::with_migrations(vec![
+        migration(1, "sandboxes and execs", include_str!("../../migrations/0001_sandboxes_and_execs.sql")),
+        migration(2, "lifetimes", include_str!("../../migrations/0002_lifetimes.sql")),
+        migration(3, "main commands", include_str!("../../migrations/0003_main_commands.sql")),
+    ])
+});
+
+fn migration(version: i64, description: &'static str, sql: &'static str) -> Migration {
+    Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
+}
 
 /// "HFst", as the first migration writes it.
 const APPLICATION_ID: i64 = 0x4846_7374;

@@ -153,6 +153,29 @@ async fn a_newer_schema_is_told_from_damage() {
     assert!(error.to_string().contains("use the newer gateway again"), "{error}");
 }
 
+#[test]
+fn every_migration_file_is_in_the_list() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let listed: Vec<_> = MIGRATIONS
+        .iter()
+        .map(|one| {
+            (
+                format!("{:04}_{}.sql", one.version, one.description.replace(' ', "_")),
+                one.sql.as_str().to_owned(),
+            )
+        })
+        .collect();
+    let there: Vec<_> = files
+        .iter()
+        .map(|file| {
+            (file.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(file).unwrap())
+        })
+        .collect();
+    assert_eq!(listed, there);
+}
+
 #[tokio::test]
 async fn a_url_that_names_no_store_says_what_would() {
     for (url, says) in [
