@@ -98,11 +98,12 @@ pub fn static_supervisor() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     // target/debug/deps/NAME
     let target = own.ancestors().nth(3).context("a test's program lies in a target directory")?;
-    let entries = std::fs::read_dir(target)?.flatten();
-    let built = entries.map(|entry| entry.path().join("debug/holdfast-supervisor")).find(|path| {
-        path.exists() && path.components().any(|part| part.as_os_str().to_string_lossy().contains("-linux-"))
-    });
-    built.context("no static supervisor: set HOLDFAST_STATIC_SUPERVISOR, or run .ci/test, which builds one")
+    let built = target.join("static/holdfast-supervisor");
+    anyhow::ensure!(
+        built.exists(),
+        "no static supervisor: set HOLDFAST_STATIC_SUPERVISOR, or run .ci/test, which builds one"
+    );
+    Ok(built)
 }
 
 impl Engine {
