@@ -14,8 +14,8 @@ use sha2::{Digest, Sha256};
 
 use super::place::{self, Site};
 
-/// Each way, with digests. Two emulations on a busy machine move half a MiB a second.
-static BULK: LazyLock<usize> = LazyLock::new(|| place::number("HOLDFAST_VM_MIB", 16) << 20);
+/// Each way, with digests. Two emulations on a busy machine move one or two MiB a second.
+static BULK: LazyLock<usize> = LazyLock::new(|| place::number("HOLDFAST_VM_MIB", 64) << 20);
 
 #[test]
 fn a_machine_runs_commands_and_keeps_its_files_through_a_stop() {
