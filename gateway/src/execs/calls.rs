@@ -12,7 +12,7 @@ use holdfast_wire::{
     limits, timing,
 };
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::{CallerInfo, Core, Execs, attach::check_signal, merge, starting::refusal, state};
 use crate::{
@@ -138,26 +138,41 @@ impl Execs {
         caller: &CallerInfo,
     ) -> Result<ExecInfo, CallError> {
         let by = if caller.name.is_empty() { "a caller" } else { &caller.name };
-        let (handle, record) = self.core.find(sandbox, exec).await?;
-        if record.finished.is_some() {
-            return Ok(record.to_info());
-        }
-        if record.state() == ExecState::Accepted && record.sent.is_none() {
-            // Should its start leave at this very moment, it finds the end stored, and stops what it started.
-            let end = state::ended(Kind::Cancelled(Cancelled { by: by.to_owned() }), Timestamp::now());
-            return Ok(self.core.finish(exec, &end).await?.to_info());
-        }
-        let Some(handle) = handle else { return Ok(record.to_info()) };
-        let question = exec_call::Kind::Cancel(CancelCall { exec_id: exec.to_bytes(), by: by.to_owned() });
-        match self.core.ask(&handle, exec, question).await {
-            Ok(answer) => match answer.execs.into_iter().find(|info| is(info, exec)) {
-                Some(live) => Ok(merge(&self.core.learn(&record, &live).await?, live)),
-                None => Ok(record.to_info()),
-            },
-            Err(error) if error.reason == Reason::ExecEnded => {
-                Ok(self.core.store.exec(exec).await?.unwrap_or(record).to_info())
+        let until = Instant::now() + timing::START_DEADLINE;
+        loop {
+            // Before the look: no news after it are missed.
+            let mut news = self.core.board.subscribe(exec);
+            let (handle, record) = self.core.find(sandbox, exec).await?;
+            if record.finished.is_some() {
+                return Ok(record.to_info());
             }
-            Err(error) => Err(error),
+            let accepted = record.state() == ExecState::Accepted;
+            if accepted && record.sent.is_none() {
+                // Should its start leave at this very moment, it finds the end stored, and stops what it started.
+                let end = state::ended(Kind::Cancelled(Cancelled { by: by.to_owned() }), Timestamp::now());
+                return Ok(self.core.finish(exec, &end).await?.to_info());
+            }
+            let Some(handle) = handle else { return Ok(record.to_info()) };
+            let question =
+                exec_call::Kind::Cancel(CancelCall { exec_id: exec.to_bytes(), by: by.to_owned() });
+            match self.core.ask(&handle, exec, question).await {
+                Ok(answer) => {
+                    return match answer.execs.into_iter().find(|info| is(info, exec)) {
+                        Some(live) => Ok(merge(&self.core.learn(&record, &live).await?, live)),
+                        None => Ok(record.to_info()),
+                    };
+                }
+                Err(error) if error.reason == Reason::ExecEnded => {
+                    return Ok(self.core.store.exec(exec).await?.unwrap_or(record).to_info());
+                }
+                // Its start is on its way: it arrives, or is given up, and either is news.
+                Err(error) if error.reason == Reason::ExecNotFound && accepted => {
+                    if timeout_at(until, news.changed()).await.is_err() {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 }

@@ -127,6 +127,30 @@ async fn an_attached_caller_is_told_of_a_pause_and_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cancel_that_overtakes_the_start_waits_for_it() {
+    let world = FakeWorld::new().await;
+    let supervisor = world.sandbox(BOX).await;
+    let _link = supervisor.attach().await;
+    let exec = ExecId::random();
+    supervisor.script([Act::RunLate { after: Duration::from_secs(2) }]);
+    let (caller, spec) = (caller(), a_spec(OnDisconnect::Keep));
+    let start = world.execs.start(BOX, exec, spec, None, &caller);
+    let cancel = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.execs.cancel(BOX, exec, &caller).await
+    };
+    let (started, cancelled) = tokio::join!(start, cancel);
+    started.unwrap();
+    assert_eq!(cancelled.unwrap().state(), ExecState::Running, "the fake's commands take no signal");
+    let cancels = |heard: &Heard| matches!(heard, Heard::Call(exec_call::Kind::Cancel(_)));
+    assert_eq!(
+        supervisor.heard_so_far().iter().filter(|heard| cancels(heard)).count(),
+        2,
+        "and is asked again"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_reach_the_supervisor_and_an_ended_exec_takes_none() {
     let world = FakeWorld::new().await;
     let supervisor = world.sandbox(BOX).await;

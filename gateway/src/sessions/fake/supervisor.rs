@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -38,6 +39,8 @@ pub(crate) enum Act {
     Finish { stdout: Bytes, code: i32 },
     /// Starts it (unless it is there), writes this to stdout, and keeps running; echoes stdin.
     Run { stdout: Bytes },
+    /// Hears of it after so long, then as [`Run`](Self::Run).
+    RunLate { after: Duration },
     /// Starts it, and closes the connection instead of answering.
     StartAndVanish,
     /// Starts it, and never answers.
@@ -304,6 +307,7 @@ impl FakeSupervisor {
                 let _ = send.stopped().await;
                 return;
             }
+            Act::RunLate { after } => tokio::time::sleep(*after).await,
             _ => {}
         }
         let stdout = match &act {
