@@ -23,12 +23,15 @@ use holdfast_wire::api::{
     execs_client::ExecsClient, files_client::FilesClient, gateway_client::GatewayClient,
     sandboxes_client::SandboxesClient,
 };
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use tokio::{io::BufReader, net::TcpStream};
 use tonic::{
     Request, Response, Status,
     metadata::AsciiMetadataValue,
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
+use tower::ServiceExt as _;
 
 use self::error::Failure;
 pub use self::{
@@ -56,6 +59,13 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// And on the connection: HTTP/2's largest. A finite one lets a few execs that nobody reads hold up all others of
 /// the same client; what is kept is bounded by the number of streams.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
+/// One HTTP/2 frame, in bytes: a message of 64 KiB of output, its names too. HTTP/2's own 16 KiB would make five of it.
+const FRAME: u32 = (64 << 10) + 1024;
+
+/// Read from the socket at once, in bytes: by itself rustls asks for 4 KiB at a time, and bulk output is then mostly
+/// system calls.
+const READ_AHEAD: usize = 64 << 10;
 
 /// A page of 1000 sandboxes, each with its conditions and some labels, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
@@ -93,7 +103,11 @@ impl Client {
             .and_then(|endpoint| endpoint.tls_config(tls))
             .map_err(|error| wrong(innermost(&error)))?;
         let auth = Auth::bearer(credentials.token.as_deref()).map_err(wrong)?;
-        Ok(Self { address: address.into(), channel: tuned(endpoint).connect_lazy(), auth })
+        let connect = tcp().map_response(|tcp| {
+            TokioIo::new(BufReader::with_capacity(READ_AHEAD, TokioIo::<TcpStream>::into_inner(tcp)))
+        });
+        let channel = tuned(endpoint).connect_with_connector_lazy(connect);
+        Ok(Self { address: address.into(), channel, auth })
     }
 
     /// A client over a channel that exists: for tests, and for programs with a transport of their own.
@@ -175,7 +189,17 @@ pub fn tuned(endpoint: Endpoint) -> Endpoint {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
         .tcp_nodelay(true)
+}
+
+/// Reaches the gateway's port: every address of its name, both families. TLS is the endpoint's.
+fn tcp() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp
 }
 
 /// Puts the bearer token, if there is one, into each request.

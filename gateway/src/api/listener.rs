@@ -13,7 +13,7 @@ use std::{
 
 use rustls::pki_types::CertificateDer;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, BufReader, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
     task::JoinSet,
@@ -32,6 +32,10 @@ const HANDSHAKES: usize = 256;
 /// After a failed accept (no descriptors left): time for some to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Read from a socket at once, in bytes: by itself rustls asks for 4 KiB at a time. Each connection has as much of it
+/// for as long as it lives; a thousand callers are 32 MiB.
+const READ_AHEAD: usize = 32 << 10;
+
 /// What a service may know of its connection.
 #[derive(Clone, Debug)]
 pub(super) struct ApiConnectInfo {
@@ -42,7 +46,7 @@ pub(super) struct ApiConnectInfo {
 /// A connection after its handshake.
 #[derive(Debug)]
 pub(super) struct ApiStream {
-    inner: TlsStream<TcpStream>,
+    inner: TlsStream<BufReader<TcpStream>>,
 }
 
 /// Accepts until `token` ends it; the connections come out of the stream.
@@ -88,6 +92,7 @@ async fn accept(
         };
         // Without it a small answer waits 40 ms for the peer's delayed acknowledgement.
         let _ = stream.set_nodelay(true);
+        let stream = BufReader::with_capacity(READ_AHEAD, stream);
         let (acceptor, sender) = (acceptor.clone(), sender.clone());
         handshakes.spawn(async move {
             match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {

@@ -38,6 +38,10 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
+/// One HTTP/2 frame, in bytes: a message of 64 KiB of stdin or of a file, its names too. HTTP/2's own 16 KiB would make
+/// five of it.
+const FRAME: u32 = (64 << 10) + 1024;
+
 /// Streams of one connection: a harness may hold a thousand execs on one.
 const STREAMS: u32 = 2048;
 
@@ -100,6 +104,7 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
         .max_concurrent_streams(STREAMS)
         .add_service(InterceptedService::new(health, door.clone()))
         .add_service(InterceptedService::new(reflection, door.clone()))

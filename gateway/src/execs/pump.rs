@@ -15,8 +15,9 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
 use holdfast_wire::{
-    api::{AttachEvent, ExecEnded, ExecStarted, attach_event::Kind},
+    api::{AttachEvent, ExecEnded, ExecStarted, OutputStream, attach_event::Kind},
     close::CloseCode,
     frame::Frame,
     ids::ExecId,
@@ -46,6 +47,10 @@ const STDIN_AHEAD: u64 = limits::STDIN_WINDOW - (64 << 10);
 /// Output less than [`limits::ACK_EVERY`] is acknowledged this late. Without it, a command whose spool is smaller
 /// than that would wait for ever for its last bytes to be taken; ten small frames a second are nothing.
 const ACK_SOON: Duration = Duration::from_millis(100);
+
+/// Output for one event, in bytes. What comes is cut as the network's datagrams are, 1.4 KB on most, and an event
+/// costs a caller as much as 10 KiB of output do: several threads are woken for it.
+const GATHER: usize = limits::MAX_FRAME_PAYLOAD;
 
 /// How a relay ended.
 #[derive(Clone, Debug)]
@@ -192,17 +197,19 @@ struct Outbound<'a> {
 impl Outbound<'_> {
     async fn run(&mut self, first: Frame, recv: &mut MessageReader) -> End {
         let bytes = metrics::counter!("holdfast_relay_bytes_total", "direction" => "out");
-        let mut next = Some(first);
+        let mut next = Some(Ok(Some(first)));
         loop {
-            let frame = match next.take() {
-                Some(frame) => frame,
-                None => match recv.frame().await {
-                    Ok(Some(frame)) => frame,
-                    Ok(None) => return End::Protocol("its stream ended without an outcome".to_owned()),
-                    Err(error) => return stream_end(error, self.session),
-                },
+            let read = match next.take() {
+                Some(read) => read,
+                None => recv.frame().await,
             };
-            if let Frame::Output(_, data) = &frame {
+            let mut frame = match read {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return End::Protocol("its stream ended without an outcome".to_owned()),
+                Err(error) => return stream_end(error, self.session),
+            };
+            if let Frame::Output(stream, data) = &mut frame {
+                next = gather(*stream, data, recv);
                 bytes.increment(data.len() as u64);
             }
             let event = match self.offsets.on_frame(frame) {
@@ -362,6 +369,31 @@ impl Inbound {
             std::future::pending().await
         }
     }
+}
+
+/// A relay's next frame, or how it ended.
+type Read = Result<Option<Frame>, StreamError>;
+
+/// Adds to `data` what has come of the same stream, up to [`GATHER`], and waits for nothing. Returns what was read
+/// beyond it, if anything was. Output that comes alone stays where it is; what is joined is copied once.
+fn gather(stream: OutputStream, data: &mut Bytes, recv: &mut MessageReader) -> Option<Read> {
+    let (mut length, mut pieces) = (data.len(), Vec::new());
+    let beyond = loop {
+        match recv.frame().now_or_never() {
+            Some(Ok(Some(Frame::Output(of, more)))) if of == stream && length + more.len() <= GATHER => {
+                length += more.len();
+                pieces.push(more);
+            }
+            beyond => break beyond,
+        }
+    };
+    if !pieces.is_empty() {
+        let mut joined = BytesMut::with_capacity(length);
+        joined.extend_from_slice(data);
+        pieces.iter().for_each(|piece| joined.extend_from_slice(piece));
+        *data = joined.freeze();
+    }
+    beyond
 }
 
 fn stream_end(error: StreamError, session: &Session) -> End {

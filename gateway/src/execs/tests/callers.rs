@@ -94,6 +94,33 @@ async fn a_caller_that_does_not_read_stops_the_supervisor_and_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn output_that_waits_is_told_in_large_pieces_and_the_outcome_behind_it() {
+    let world = FakeWorld::new().await;
+    let supervisor = world.sandbox(BOX).await;
+    let _link = supervisor.attach().await;
+    // Less than a stream's window: all of it is at the gateway before anybody reads.
+    let text: Bytes = (0..1 << 20).map(|at: u32| (at % 251) as u8).collect();
+    supervisor.script([Act::Finish { stdout: text.clone(), code: 3 }]);
+    let (_, mut output) = attach(&world, ExecId::random()).await.unwrap().split();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (mut told, mut pieces) = (Vec::new(), 0);
+    let outcome = loop {
+        match output.next_event().await.unwrap().unwrap().kind {
+            Some(Event::Stdout(data)) => {
+                told.extend_from_slice(&data.data);
+                pieces += 1;
+            }
+            Some(Event::Ended(ended)) => break ended.outcome.unwrap().kind.unwrap(),
+            _ => {}
+        }
+    };
+    assert!(told == text);
+    assert_eq!(outcome, Kind::Exited(Exited { code: 3 }));
+    // Datagrams are at most 6.5 KB: 160 pieces and more if each were told by itself.
+    assert!(pieces < 64, "{pieces} pieces");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_quiet_exec_sends_its_caller_keepalives() {
     let world = FakeWorld::new().await;
     let supervisor = world.sandbox(BOX).await;

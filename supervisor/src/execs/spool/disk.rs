@@ -9,7 +9,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
@@ -142,13 +142,28 @@ impl Disk {
 
     /// Writes memory to its segment's file. What a failed attempt left behind is overwritten by the next.
     pub(super) fn write_spill(&self, exec: ExecId, stream: Stream, spill: &Spill) -> io::Result<()> {
-        self.prepare_exec(exec)?;
         let path = self.segment_path(exec, stream, spill.segment);
-        let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(path)?;
-        let mut at = spill.at - spill.segment.from;
-        for chunk in &spill.chunks {
-            file.write_all_at(chunk, at)?;
-            at += chunk.len() as u64;
+        let mut open = OpenOptions::new();
+        open.create(true).write(true).truncate(false).mode(0o600);
+        let mut file = match open.open(&path) {
+            // The exec's first spill, before its first record.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.prepare_exec(exec)?;
+                open.open(&path)?
+            }
+            opened => opened?,
+        };
+        file.seek(io::SeekFrom::Start(spill.at - spill.segment.from))?;
+        // A command that writes lines fills memory with thousands of chunks: one call for many of them.
+        let mut pieces: Vec<_> = spill.chunks.iter().map(|chunk| io::IoSlice::new(chunk)).collect();
+        let mut rest = pieces.as_mut_slice();
+        while !rest.is_empty() {
+            match file.write_vectored(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => io::IoSlice::advance_slices(&mut rest, n),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
