@@ -107,26 +107,25 @@ impl Execs {
         }
     }
 
-    /// Sends a signal to the exec's process group.
+    /// Sends a signal to the exec's process group. An exec that is about to start gets it when it has.
     pub async fn signal(&self, sandbox: &str, exec: ExecId, signal: i32) -> Result<(), CallError> {
         check_signal(signal)?;
-        let (handle, _) = self.core.find_live(sandbox, exec).await?;
         let question = exec_call::Kind::Signal(SignalCall { exec_id: exec.to_bytes(), signal });
-        self.core.ask(&handle, exec, question).await.map(drop)
+        self.core.tell_live(sandbox, exec, question, |_| Ok(())).await
     }
 
-    /// Changes the size of the exec's terminal.
+    /// Changes the size of the exec's terminal. An exec that is about to start gets it when it has.
     pub async fn resize(&self, sandbox: &str, exec: ExecId, size: TerminalSize) -> Result<(), CallError> {
         if !(1..=0xffff).contains(&size.cols) || !(1..=0xffff).contains(&size.rows) {
             let message = format!("{} x {} is no terminal's size: 1 to 65535 each", size.cols, size.rows);
             return Err(CallError::invalid("size", message));
         }
-        let (handle, record) = self.core.find_live(sandbox, exec).await?;
-        if !record.tty {
-            return Err(CallError::invalid("size", "the exec has no terminal"));
-        }
         let question = exec_call::Kind::Resize(ResizeCall { exec_id: exec.to_bytes(), size: Some(size) });
-        self.core.ask(&handle, exec, question).await.map(drop)
+        let has_terminal = |record: &ExecRecord| match record.tty {
+            true => Ok(()),
+            false => Err(CallError::invalid("size", "the exec has no terminal")),
+        };
+        self.core.tell_live(sandbox, exec, question, has_terminal).await
     }
 
     /// Ends the exec: SIGTERM to its group, then SIGKILL after its kill_grace. One that was never sent ends at
@@ -178,6 +177,35 @@ impl Execs {
 }
 
 impl Core {
+    /// Tells the supervisor something of an exec that has not ended, and that passes `check`; one whose start is on its
+    /// way is waited for.
+    async fn tell_live(
+        &self,
+        sandbox: &str,
+        exec: ExecId,
+        question: exec_call::Kind,
+        check: impl Fn(&ExecRecord) -> Result<(), CallError>,
+    ) -> Result<(), CallError> {
+        let until = Instant::now() + timing::START_DEADLINE;
+        loop {
+            // Before the look: no news after it are missed.
+            let mut news = self.board.subscribe(exec);
+            let (handle, record) = self.find_live(sandbox, exec).await?;
+            check(&record)?;
+            match self.ask(&handle, exec, question.clone()).await {
+                // Its start arrives, or is given up, and either is news.
+                Err(error)
+                    if error.reason == Reason::ExecNotFound && record.state() == ExecState::Accepted =>
+                {
+                    if timeout_at(until, news.changed()).await.is_err() {
+                        return Err(error);
+                    }
+                }
+                other => return other.map(drop),
+            }
+        }
+    }
+
     /// The exec and its sandbox, for what an ended exec cannot do.
     async fn find_live(&self, sandbox: &str, exec: ExecId) -> Result<(SandboxHandle, ExecRecord), CallError> {
         match self.find(sandbox, exec).await? {

@@ -66,6 +66,13 @@ pub(super) enum Phase {
     Ended(End),
 }
 
+impl Phase {
+    /// The command runs, or it is known that it never will.
+    pub(super) fn has_begun(&self) -> bool {
+        !matches!(self, Self::Accepted)
+    }
+}
+
 /// A command that runs, or ran.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
@@ -257,17 +264,25 @@ impl Exec {
         self.changed_at.store(revision, Ordering::Release);
     }
 
-    /// Signals the process group.
+    /// Sends a signal to the command's group, once there is a command. The outer error: there is none any more.
     pub(super) async fn signal(&self, signal: i32) -> Result<io::Result<()>, HasEnded> {
-        let (done, answer) = oneshot::channel();
-        self.orders.send(Order::Signal(signal, done)).await.map_err(|_| HasEnded)?;
-        answer.await.map_err(|_| HasEnded)
+        self.order(|done| Order::Signal(signal, done)).await
     }
 
-    /// Changes the terminal's size.
+    /// Changes the terminal's size, likewise.
     pub(super) async fn resize(&self, cols: u16, rows: u16) -> Result<io::Result<()>, HasEnded> {
+        self.order(|done| Order::Resize { cols, rows, done }).await
+    }
+
+    async fn order(
+        &self,
+        order: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Order,
+    ) -> Result<io::Result<()>, HasEnded> {
+        // Bounded by the time that a start may take. The look ends with this statement.
+        let begun = self.phase().wait_for(Phase::has_begun).await.is_ok();
+        debug_assert!(begun, "the sender lives in here");
         let (done, answer) = oneshot::channel();
-        self.orders.send(Order::Resize { cols, rows, done }).await.map_err(|_| HasEnded)?;
+        self.orders.send(order(done)).await.map_err(|_| HasEnded)?;
         answer.await.map_err(|_| HasEnded)
     }
 

@@ -134,7 +134,7 @@ async fn tell(exec: &Exec, send: &mut SendStream) -> Result<(), StreamError> {
     let mut phase = exec.phase();
     // An error cannot be: the exec holds the sender. Whoever looks at the phase must be done with it before the next
     // look: between the two somebody may wait to change it, whom the second would wait for, and who waits for the first.
-    let over = matches!(phase.wait_for(has_begun).await.as_deref(), Ok(Phase::Ended(_)));
+    let over = matches!(phase.wait_for(Phase::has_begun).await.as_deref(), Ok(Phase::Ended(_)));
     let frame = if over { ended(exec) } else { started(exec) };
     send.send_frame(frame).await?;
     finish(send).await;
@@ -265,17 +265,13 @@ async fn begin(exec: &Exec, send: &mut SendStream) -> Result<(), StreamError> {
     let mut phase = exec.phase();
     let ran = tokio::select! {
         // The look that was waited for, and no second one (see `tell`).
-        phase = phase.wait_for(has_begun) => match phase.as_deref() {
+        phase = phase.wait_for(Phase::has_begun) => match phase.as_deref() {
             Ok(Phase::Ended(end)) => end.run.is_some(),
             _ => true,
         },
         stopped = send.stopped() => return Err(gone(stopped)),
     };
     if ran { send.send_frame(started(exec)).await } else { Ok(()) }
-}
-
-fn has_begun(phase: &Phase) -> bool {
-    !matches!(phase, Phase::Accepted)
 }
 
 fn gone(stopped: Result<Option<CloseCode>, holdfast_wire::transport::Lost>) -> StreamError {

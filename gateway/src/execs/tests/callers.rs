@@ -178,6 +178,24 @@ async fn a_cancel_that_overtakes_the_start_waits_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_signal_that_overtakes_the_start_waits_for_it() {
+    let world = FakeWorld::new().await;
+    let supervisor = world.sandbox(BOX).await;
+    let _link = supervisor.attach().await;
+    let exec = ExecId::random();
+    supervisor.script([Act::RunLate { after: Duration::from_secs(2) }]);
+    let (caller, spec) = (caller(), a_spec(OnDisconnect::Keep));
+    let start = world.execs.start(BOX, exec, spec, None, &caller);
+    let signal = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.execs.signal(BOX, exec, 15).await
+    };
+    let (started, signalled) = tokio::join!(start, signal);
+    started.unwrap();
+    signalled.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_reach_the_supervisor_and_an_ended_exec_takes_none() {
     let world = FakeWorld::new().await;
     let supervisor = world.sandbox(BOX).await;

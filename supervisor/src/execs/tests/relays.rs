@@ -294,6 +294,16 @@ mod scripted {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_signal_waits_for_the_command_and_ends_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (core, _) = core(&dir).await;
+        let late = core.start_or_find(&start(ExecId::random(), shell("start 5s; sleep 1h"))).unwrap();
+        late.signal(libc::SIGTERM).await.unwrap().unwrap();
+        let never = core.start_or_find(&start(ExecId::random(), shell("start 1h; exit 0"))).unwrap();
+        assert!(never.signal(libc::SIGTERM).await.is_err(), "its deadline strikes first");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_silent_command_of_hours_ends_with_its_own_code() {
         let dir = tempfile::tempdir().unwrap();
         let (core, _) = core(&dir).await;
