@@ -26,8 +26,12 @@ const MAIN: &str = "main";
 
 pub(super) async fn list(args: &ExecsArgs, context: &Context) -> Result<u8, Failed> {
     let client = context.client()?;
-    let execs = context.output.during("listing", all(&client, &args.sandbox)).await?;
+    let asked = async { tokio::try_join!(all(&client, &args.sandbox), main_of(&client, &args.sandbox)) };
+    let (execs, main) = context.output.during("listing", asked).await?;
     let mut execs: Vec<_> = execs.into_iter().map(Exec::from).collect();
+    for exec in &mut execs {
+        exec.main = Some(exec.exec_id == main);
+    }
     if args.running {
         execs.retain(|exec| exec.state != "ended");
     }
@@ -139,7 +143,7 @@ async fn all(client: &Client, sandbox: &str) -> Result<Vec<ExecInfo>, Error> {
 /// The exec with this id, or the only one whose id begins so, or the sandbox's main command. That one is found by what
 /// it is now: whoever goes on with the id stays with this workload's.
 pub(super) async fn find(client: &Client, sandbox: &str, text: &str) -> Result<ExecInfo, Error> {
-    let main = if text == MAIN { Some(main_of(client, sandbox).await?) } else { None };
+    let main = if text == MAIN { Some(parse_main(&main_of(client, sandbox).await?, sandbox)?) } else { None };
     if let Some(exec_id) = main.or_else(|| text.parse::<ExecId>().ok()) {
         let mut execs = client.execs();
         let request = GetExecRequest { sandbox: sandbox.to_owned(), exec_id: exec_id.to_string() };
@@ -151,12 +155,16 @@ pub(super) async fn find(client: &Client, sandbox: &str, text: &str) -> Result<E
     choose(all(client, sandbox).await?, sandbox, text)
 }
 
-async fn main_of(client: &Client, sandbox: &str) -> Result<ExecId, Error> {
+/// The id of the sandbox's main command; empty where it has none.
+async fn main_of(client: &Client, sandbox: &str) -> Result<String, Error> {
     let mut sandboxes = client.sandboxes();
     let request = GetSandboxRequest { sandbox: sandbox.to_owned() };
     let what = format!("find the main command of {sandbox}");
     let found = client.call(&what, CALL_TIMEOUT, sandboxes.get(request)).await?.sandbox.unwrap_or_default();
-    let exec_id = found.status.unwrap_or_default().main_exec_id;
+    Ok(found.status.unwrap_or_default().main_exec_id)
+}
+
+fn parse_main(exec_id: &str, sandbox: &str) -> Result<ExecId, Error> {
     if exec_id.is_empty() {
         return Err(Error::NoSuchExec(format!("{sandbox} has no main command: it was not made with --main")));
     }

@@ -366,6 +366,9 @@ pub(super) async fn change(args: &NamesArgs, change: Change, context: &Context) 
                 let sandbox = Sandbox::from(sandbox.unwrap_or_default());
                 context.output.note(&match change {
                     Change::Update { .. } => format!("{name}: {}", sandbox.lifetime()),
+                    Change::Stop(_) if sandbox.is_ephemeral() => {
+                        format!("{name}: {}; its files were in its memory, and go with this stop", sandbox.phase)
+                    }
                     _ => format!("{name}: {}", sandbox.phase),
                 });
                 changed.push(sandbox);

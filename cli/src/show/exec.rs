@@ -11,6 +11,9 @@ use crate::{exit, output::Row, values};
 pub(crate) struct Exec {
     pub(crate) exec_id: String,
     pub(crate) sandbox_id: String,
+    /// It is its sandbox's main command, which `main` names too. Absent where that was not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) main: Option<bool>,
     /// `accepted`, `running`, `ended`.
     pub(crate) state: String,
     pub(crate) outcome: Option<Outcome>,
@@ -106,6 +109,7 @@ impl From<api::ExecInfo> for Exec {
             ended_at: time(exec.ended_at.as_ref()),
             exec_id: exec.exec_id,
             sandbox_id: exec.sandbox_id,
+            main: None,
             command: exec.command,
             tty: exec.tty,
             pid: exec.pid,
@@ -123,7 +127,7 @@ impl Row for Exec {
     fn header(wide: bool) -> Vec<&'static str> {
         let mut header = vec!["exec", "state", "exit", "age", "command"];
         if wide {
-            header.extend(["pid", "stdout", "stderr", "readers", "outcome"]);
+            header.extend(["main", "pid", "stdout", "stderr", "readers", "outcome"]);
         }
         header
     }
@@ -144,6 +148,7 @@ impl Row for Exec {
         ];
         if wide {
             cells.extend([
+                if self.main == Some(true) { "main" } else { "-" }.to_owned(),
                 self.pid.to_string(),
                 bytes(self.stdout_bytes),
                 bytes(self.stderr_bytes),

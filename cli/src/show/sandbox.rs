@@ -197,6 +197,11 @@ impl Sandbox {
         self.conditions.iter().find(|condition| condition.kind == MAIN)
     }
 
+    /// Its files are in its memory: a stop takes them.
+    pub(crate) fn is_ephemeral(&self) -> bool {
+        self.workspace == "ephemeral"
+    }
+
     /// How long it lives, and may be idle, in a line.
     pub(crate) fn lifetime(&self) -> String {
         let idle = self.idle_stop_s.map(|idle| {

@@ -15,6 +15,11 @@ async fn a_given_command_runs_once_in_each_workload_and_an_images_own_is_refused
     cluster.command(create).run().await?.success()?;
     let attached = cluster.command(["attach", "box", "main"]).run().await?.exited(4)?;
     assert_eq!(attached.text(), "again\n");
+    cluster.command(["exec", "box", "--", "true"]).run().await?.success()?;
+    let listed = cluster.command(["execs", "box", "-o", "json"]).run().await?.success()?;
+    let listed: serde_json::Value = serde_json::from_str(&listed.text())?;
+    let main: Vec<_> = listed["execs"].as_array().into_iter().flatten().map(|exec| &exec["main"]).collect();
+    assert_eq!(main, [true, false], "{listed}");
     cluster.kill_gateway().await?;
     cluster.start_gateway().await?;
     cluster.wait_for("box", "ready", "30s").await?;
