@@ -20,6 +20,8 @@ mod board;
 mod boot;
 mod driver;
 mod error;
+#[cfg(target_os = "linux")]
+mod keepers;
 mod observed;
 pub mod spec;
 

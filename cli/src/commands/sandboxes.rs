@@ -367,7 +367,10 @@ pub(super) async fn change(args: &NamesArgs, change: Change, context: &Context) 
                 context.output.note(&match change {
                     Change::Update { .. } => format!("{name}: {}", sandbox.lifetime()),
                     Change::Stop(_) if sandbox.is_ephemeral() => {
-                        format!("{name}: {}; its files were in its memory, and go with this stop", sandbox.phase)
+                        format!(
+                            "{name}: {}; its files were in its memory, and go with this stop",
+                            sandbox.phase
+                        )
                     }
                     _ => format!("{name}: {}", sandbox.phase),
                 });

@@ -41,7 +41,7 @@ const LOOKS: usize = 16;
 
 /// Follows the engine until the driver closes.
 pub(super) async fn follow(shared: Arc<Shared>) {
-    let cancel = shared.cancel.clone();
+    let cancel = shared.keepers.cancel().clone();
     let following = async {
         let mut pauses = pauses();
         loop {
@@ -70,7 +70,7 @@ async fn follow_once(shared: &Arc<Shared>) -> Result<(), DriverError> {
                     if let Some(sandbox) = engine::sandbox_of(&event) {
                         // Not waited for: a keeper that is busy holds nobody up.
                         let (reply, _) = oneshot::channel();
-                        let _ = shared.hand_over(sandbox, Request::Look(reply));
+                        shared.ask(sandbox, Request::Look(reply));
                     }
                 }
                 Some(Err(error)) => return Err(engine::sort("following the engine's events", error)),
@@ -109,7 +109,7 @@ pub(super) async fn look_at_all(shared: &Arc<Shared>, thorough: bool) -> Result<
     for some in all.chunks(LOOKS) {
         let looks = some.iter().map(|sandbox| async {
             let (reply, answer) = oneshot::channel();
-            if shared.hand_over(*sandbox, Request::Look(reply)).is_ok() {
+            if shared.ask(*sandbox, Request::Look(reply)) {
                 // An error is on the board already, or is the engine's and comes again.
                 let _ = timeout(if thorough { EVERY } else { LOOK_PATIENCE }, answer).await;
             }

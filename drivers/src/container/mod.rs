@@ -28,28 +28,27 @@ mod supervisor;
 mod task;
 
 use std::{
-    collections::HashMap,
     fmt, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_wire::{bootstrap::SpoolLimits, ids::SandboxId};
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     address::Reach,
     engine::Engine,
-    task::{Door, Keeper, Letter, Reply, Request},
+    task::{ContainerDoor, Keeper, Request},
 };
 use crate::{
     BootStage, Capabilities, ComputeDriver, DriverError, Isolation, Observed, ObservedStream, Verb, Workload,
-    WorkloadSpec, board::Board,
+    WorkloadSpec,
+    board::Board,
+    keepers::{Keepers, Reply},
 };
 
 /// How many verbs on one sandbox may wait for each other. A gateway has one writer a sandbox; beside it there are
@@ -137,9 +136,7 @@ struct Shared {
     installation: String,
     settings: Settings,
     board: Board,
-    keepers: Mutex<HashMap<SandboxId, Door>>,
-    tasks: TaskTracker,
-    cancel: CancellationToken,
+    keepers: Keepers<ContainerDoor>,
     /// Held until the last keeper is done, so that the next driver never meets one at work.
     lock: fs::File,
 }
@@ -188,14 +185,12 @@ impl ContainerDriver {
                 log: config.log,
             },
             board: Board::default(),
-            keepers: Mutex::default(),
-            tasks: TaskTracker::new(),
-            cancel: CancellationToken::new(),
+            keepers: Keepers::new("container"),
             lock,
         });
         let driver = Self { shared: shared.clone() };
         events::look_at_all(&shared, true).await?;
-        shared.tasks.spawn(events::follow(shared.clone()));
+        shared.keepers.tasks().spawn(events::follow(shared.clone()));
         let engine = &shared.engine;
         tracing::info!(engine = %engine.kind, version = engine.version, address = %engine.address, "containers are made by");
         Ok(driver)
@@ -208,19 +203,8 @@ impl ContainerDriver {
         sandbox: SandboxId,
         request: impl FnOnce(Reply<T>) -> Request,
     ) -> Result<T, DriverError> {
-        let attempted = || format!("{verb} {sandbox}");
-        self.shared.is_open(verb)?;
-        let (reply, answer) = oneshot::channel();
-        self.shared
-            .hand_over(sandbox, request(reply))
-            .map_err(|message| DriverError::unavailable(attempted(), message))?;
-        match answer.await {
-            Ok(answer) => answer,
-            Err(_) if self.shared.cancel.is_cancelled() => Err(closed(verb)),
-            Err(_) => {
-                Err(DriverError::internal(attempted(), "the workload's keeper ended while it was at work"))
-            }
-        }
+        let shared = &self.shared;
+        shared.keepers.call(verb, sandbox, || shared.hire(sandbox), request).await
     }
 }
 
@@ -254,7 +238,7 @@ impl ComputeDriver for ContainerDriver {
     }
 
     async fn validate(&self, spec: &WorkloadSpec) -> Result<(), DriverError> {
-        self.shared.is_open(Verb::Validate)?;
+        self.shared.keepers.is_open(Verb::Validate)?;
         self.check(spec)?;
         let engine = &self.shared.engine;
         if spec.main.is_some()
@@ -272,7 +256,7 @@ impl ComputeDriver for ContainerDriver {
     }
 
     async fn ensure(&self, spec: &WorkloadSpec) -> Result<Workload, DriverError> {
-        self.shared.is_open(Verb::Ensure)?;
+        self.shared.keepers.is_open(Verb::Ensure)?;
         self.check(spec)?;
         let spec = Box::new(spec.clone());
         self.call(Verb::Ensure, spec.sandbox, |reply| Request::Ensure(spec, reply)).await
@@ -297,13 +281,13 @@ impl ComputeDriver for ContainerDriver {
     }
 
     async fn list(&self) -> Result<Vec<Observed>, DriverError> {
-        self.shared.is_open(Verb::List)?;
+        self.shared.keepers.is_open(Verb::List)?;
         events::look_at_all(&self.shared, false).await?;
         Ok(self.shared.board.all())
     }
 
     async fn watch(&self) -> Result<ObservedStream, DriverError> {
-        self.shared.is_open(Verb::Watch)?;
+        self.shared.keepers.is_open(Verb::Watch)?;
         Ok(self.shared.board.watch())
     }
 
@@ -314,10 +298,9 @@ impl ComputeDriver for ContainerDriver {
     }
 
     async fn close(&self) {
-        self.shared.cancel.cancel();
+        self.shared.keepers.cancel().cancel();
         self.shared.board.close();
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        self.shared.keepers.close().await;
         // The keepers are done, and whoever still holds this closed driver does not need it.
         let _ = self.shared.lock.unlock();
     }
@@ -346,48 +329,22 @@ impl ContainerDriver {
 
 impl Drop for ContainerDriver {
     fn drop(&mut self) {
-        self.shared.cancel.cancel();
+        self.shared.keepers.cancel().cancel();
         self.shared.board.close();
     }
 }
 
 impl Shared {
-    fn is_open(&self, verb: Verb) -> Result<(), DriverError> {
-        if self.cancel.is_cancelled() { Err(closed(verb)) } else { Ok(()) }
+    /// Hands over a request whose answer nobody waits for. False: too many wait already.
+    fn ask(self: &Arc<Self>, sandbox: SandboxId, request: Request) -> bool {
+        self.keepers.hand_over(sandbox, || self.hire(sandbox), request).is_ok()
     }
 
-    /// Puts a request into the mailbox of the sandbox's keeper. Under the lock, as is a keeper's retirement: so a
-    /// request never goes to a keeper that has looked for the last time.
-    fn hand_over(self: &Arc<Self>, sandbox: SandboxId, request: Request) -> Result<(), String> {
-        let mut keepers = self.keepers();
-        let door = match keepers.get(&sandbox).filter(|door| !door.is_closed()) {
-            Some(door) => door,
-            None => {
-                let (door, keeper, mailbox) = Keeper::new(self.clone(), sandbox, MAILBOX);
-                // Its first request is put in below, under the same lock: so it does not retire before.
-                self.tasks.spawn(keeper.run(mailbox));
-                keepers.entry(sandbox).insert_entry(door).into_mut()
-            }
-        };
-        door.hand_over(request).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => format!("{MAILBOX} requests wait for it already"),
-            mpsc::error::TrySendError::Closed(_) => "its keeper is gone".to_owned(),
-        })
-    }
-
-    /// Strikes a keeper off, unless somebody wants something of it.
-    fn retire(&self, sandbox: SandboxId, mailbox: &mpsc::Receiver<Letter>) -> bool {
-        let mut keepers = self.keepers();
-        let idle = mailbox.is_empty();
-        if idle {
-            keepers.remove(&sandbox);
-        }
-        idle
-    }
-
-    fn keepers(&self) -> MutexGuard<'_, HashMap<SandboxId, Door>> {
-        // A panic while holding the lock cannot leave half an entry.
-        self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A keeper, at work.
+    fn hire(self: &Arc<Self>, sandbox: SandboxId) -> ContainerDoor {
+        let (door, keeper, mailbox) = Keeper::new(self.clone(), sandbox, MAILBOX);
+        self.keepers.tasks().spawn(keeper.run(mailbox));
+        door
     }
 }
 
@@ -435,8 +392,4 @@ fn open_root(path: &Path) -> Result<(PathBuf, fs::File), DriverError> {
         }
         Err(fs::TryLockError::Error(error)) => Err(failed(error)),
     }
-}
-
-fn closed(verb: Verb) -> DriverError {
-    DriverError::unavailable(verb.to_string(), "the container driver is closed")
 }

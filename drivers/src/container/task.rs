@@ -12,7 +12,10 @@ use std::{io, sync::Arc, time::Duration};
 use holdfast_wire::ids::{Generation, SandboxId};
 use jiff::Timestamp;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
     task::spawn_blocking,
 };
 
@@ -23,10 +26,10 @@ use super::{
     record::{self, Record},
     state::{self, Ended, Plan, Seen},
 };
-use crate::{BootStage, DriverError, Observed, Origin, Verb, Workload, WorkloadSpec, WorkloadState};
-
-/// Where the answer goes. A caller that is gone does not want it any more.
-pub(super) type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
+use crate::{
+    BootStage, DriverError, Observed, Origin, Verb, Workload, WorkloadSpec, WorkloadState,
+    keepers::{Door, Reply, without_content},
+};
 
 /// What a keeper is asked.
 #[derive(Debug)]
@@ -54,23 +57,22 @@ pub(super) type Letter = (u64, Request);
 
 /// The way to a keeper.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct ContainerDoor {
     mailbox: mpsc::Sender<Letter>,
     ends: watch::Sender<u64>,
 }
 
-impl Door {
-    pub(super) fn is_closed(&self) -> bool {
+impl Door for ContainerDoor {
+    type Request = Request;
+
+    fn is_closed(&self) -> bool {
         self.mailbox.is_closed()
     }
 
-    pub(super) fn hand_over(&self, request: Request) -> Result<(), mpsc::error::TrySendError<()>> {
+    fn hand_over(&self, request: Request) -> Result<(), TrySendError<()>> {
         let before = *self.ends.borrow();
         let ends = before + u64::from(request.ends_the_workload());
-        self.mailbox.try_send((ends, request)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => mpsc::error::TrySendError::Full(()),
-            mpsc::error::TrySendError::Closed(_) => mpsc::error::TrySendError::Closed(()),
-        })?;
+        self.mailbox.try_send((ends, request)).map_err(without_content)?;
         if ends != before {
             self.ends.send_replace(ends);
         }
@@ -100,19 +102,19 @@ impl Keeper {
         shared: Arc<Shared>,
         sandbox: SandboxId,
         letters: usize,
-    ) -> (Door, Self, mpsc::Receiver<Letter>) {
+    ) -> (ContainerDoor, Self, mpsc::Receiver<Letter>) {
         let (sender, mailbox) = mpsc::channel(letters);
         let (ends, told) = watch::channel(0);
-        (Door { mailbox: sender, ends }, Self { shared, sandbox, ends: told }, mailbox)
+        (ContainerDoor { mailbox: sender, ends }, Self { shared, sandbox, ends: told }, mailbox)
     }
 
     /// Does what is asked until nothing is, or until the driver closes.
     pub(super) async fn run(self, mut mailbox: mpsc::Receiver<Letter>) {
-        let cancel = self.shared.cancel.clone();
+        let cancel = self.shared.keepers.cancel().clone();
         loop {
             let (ends, request) = match mailbox.try_recv() {
                 Ok(letter) => letter,
-                Err(_) if self.shared.retire(self.sandbox, &mailbox) => return,
+                Err(_) if self.shared.keepers.retire(self.sandbox, &mailbox) => return,
                 Err(_) => continue,
             };
             tokio::select! {

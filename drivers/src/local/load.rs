@@ -23,7 +23,7 @@ pub(super) enum Loaded {
 
 /// Reads what there is of a sandbox, and looks for its process.
 pub(super) fn load(shared: &Shared, sandbox: SandboxId) -> Loaded {
-    if let Err(error) = layout::remove_the_rest(&shared.root, sandbox, &shared.cancel) {
+    if let Err(error) = layout::remove_the_rest(&shared.root, sandbox, shared.keepers.cancel()) {
         tracing::warn!(%sandbox, %error, "files of a removed workload cannot be removed; deleting it again carries on");
     }
     let path = shared.dir_of(sandbox);

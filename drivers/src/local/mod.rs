@@ -31,11 +31,10 @@ mod task;
 pub(crate) mod tree;
 
 use std::{
-    collections::HashMap,
     ffi::OsString,
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -44,22 +43,18 @@ use bytes::Bytes;
 use futures::future::join_all;
 use holdfast_wire::{bootstrap::SpoolLimits, ids::SandboxId};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::spawn_blocking,
-    time::timeout,
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 
 use self::{
     files::Dir,
     kind::Kind,
     layout::Supervisors,
-    task::{Keeper, Reply, Request},
+    task::{Keeper, Request},
 };
 use crate::{
     Capabilities, ComputeDriver, DriverError, Observed, ObservedStream, Verb, Workload, WorkloadSpec,
     board::Board,
+    keepers::{Keepers, Reply},
 };
 
 /// How many verbs on one sandbox may wait for each other. A gateway has one writer a sandbox; more are a fault.
@@ -129,9 +124,7 @@ struct Shared {
     console_bytes: u64,
     boot: String,
     board: Board,
-    keepers: Mutex<HashMap<SandboxId, mpsc::Sender<Request>>>,
-    tasks: TaskTracker,
-    cancel: CancellationToken,
+    keepers: Keepers<mpsc::Sender<Request>>,
     /// Held until the last keeper is done, so that the next driver never meets one at work.
     lock: std::fs::File,
 }
@@ -175,7 +168,7 @@ impl LocalDriver {
         let shared = Arc::new(shared);
         for sandbox in removed.into_iter().filter(|sandbox| !there.contains(sandbox)) {
             // Goes on removing, and retires; nobody waits for that.
-            shared.keeper(&mut shared.keepers(), sandbox);
+            shared.keepers.wake(sandbox, || shared.hire(sandbox));
         }
         let driver = Self { shared };
         // A keeper answers after it has loaded.
@@ -192,19 +185,8 @@ impl LocalDriver {
         sandbox: SandboxId,
         request: impl FnOnce(Reply<T>) -> Request,
     ) -> Result<T, DriverError> {
-        let attempted = || format!("{verb} {sandbox}");
-        self.shared.is_open(verb)?;
-        let (reply, answer) = oneshot::channel();
-        self.shared
-            .hand_over(sandbox, request(reply))
-            .map_err(|message| DriverError::unavailable(attempted(), message))?;
-        match answer.await {
-            Ok(answer) => answer,
-            Err(_) if self.shared.cancel.is_cancelled() => Err(closed(verb)),
-            Err(_) => {
-                Err(DriverError::internal(attempted(), "the workload's keeper ended while it was at work"))
-            }
-        }
+        let shared = &self.shared;
+        shared.keepers.call(verb, sandbox, || shared.hire(sandbox), request).await
     }
 }
 
@@ -219,12 +201,12 @@ impl ComputeDriver for LocalDriver {
     }
 
     async fn validate(&self, spec: &WorkloadSpec) -> Result<(), DriverError> {
-        self.shared.is_open(Verb::Validate)?;
+        self.shared.keepers.is_open(Verb::Validate)?;
         self.shared.kind.check(spec)
     }
 
     async fn ensure(&self, spec: &WorkloadSpec) -> Result<Workload, DriverError> {
-        self.shared.is_open(Verb::Ensure)?;
+        self.shared.keepers.is_open(Verb::Ensure)?;
         self.shared.kind.check(spec)?;
         let spec = Box::new(spec.clone());
         self.call(Verb::Ensure, spec.sandbox, |reply| Request::Ensure(spec, reply)).await
@@ -247,7 +229,7 @@ impl ComputeDriver for LocalDriver {
     }
 
     async fn list(&self) -> Result<Vec<Observed>, DriverError> {
-        self.shared.is_open(Verb::List)?;
+        self.shared.keepers.is_open(Verb::List)?;
         // Ends are told by pidfd; what a signal from outside stopped must be looked for.
         let there = self.shared.board.all();
         let looks = there.iter().map(|observed| self.call(Verb::List, observed.sandbox, Request::Look));
@@ -256,12 +238,12 @@ impl ComputeDriver for LocalDriver {
     }
 
     async fn watch(&self) -> Result<ObservedStream, DriverError> {
-        self.shared.is_open(Verb::Watch)?;
+        self.shared.keepers.is_open(Verb::Watch)?;
         Ok(self.shared.board.watch())
     }
 
     async fn logs(&self, sandbox: SandboxId, tail: usize) -> Result<Bytes, DriverError> {
-        self.shared.is_open(Verb::Logs)?;
+        self.shared.keepers.is_open(Verb::Logs)?;
         // Not through the keeper: the console is most wanted while the keeper is busy.
         let shared = self.shared.clone();
         let read = spawn_blocking(move || {
@@ -278,10 +260,9 @@ impl ComputeDriver for LocalDriver {
     }
 
     async fn close(&self) {
-        self.shared.cancel.cancel();
+        self.shared.keepers.cancel().cancel();
         self.shared.board.close();
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        self.shared.keepers.close().await;
         // The keepers are done, and whoever still holds this closed driver does not need it.
         let _ = flock(&self.shared.lock, FlockOperation::Unlock);
     }
@@ -289,7 +270,7 @@ impl ComputeDriver for LocalDriver {
 
 impl Drop for LocalDriver {
     fn drop(&mut self) {
-        self.shared.cancel.cancel();
+        self.shared.keepers.cancel().cancel();
         self.shared.board.close();
     }
 }
@@ -308,13 +289,11 @@ impl Shared {
             layout::sandboxes(&root).map_err(|error| failed("reading the driver's root", error))?;
         let shared = Self {
             root,
+            keepers: Keepers::new(kind.name()),
             kind,
             console_bytes,
             boot,
             board: Board::default(),
-            keepers: Mutex::default(),
-            tasks: TaskTracker::new(),
-            cancel: CancellationToken::new(),
             lock,
         };
         Ok((shared, there, removed))
@@ -324,53 +303,12 @@ impl Shared {
         self.root.path().join(sandbox.to_string())
     }
 
-    fn is_open(&self, verb: Verb) -> Result<(), DriverError> {
-        if self.cancel.is_cancelled() { Err(closed(verb)) } else { Ok(()) }
+    /// A keeper, at work.
+    fn hire(self: &Arc<Self>, sandbox: SandboxId) -> mpsc::Sender<Request> {
+        let (door, mailbox) = mpsc::channel(MAILBOX);
+        self.keepers.tasks().spawn(Keeper::new(self.clone(), sandbox).run(mailbox));
+        door
     }
-
-    /// Puts a request into the mailbox of the sandbox's keeper. Under the lock, as is a keeper's retirement: so a
-    /// request never goes to a keeper that has looked for the last time.
-    fn hand_over(self: &Arc<Self>, sandbox: SandboxId, request: Request) -> Result<(), String> {
-        let mut keepers = self.keepers();
-        let keeper = self.keeper(&mut keepers, sandbox);
-        keeper.try_send(request).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => format!("{MAILBOX} requests wait for it already"),
-            mpsc::error::TrySendError::Closed(_) => "its keeper is gone".to_owned(),
-        })
-    }
-
-    fn keeper(
-        self: &Arc<Self>,
-        keepers: &mut HashMap<SandboxId, mpsc::Sender<Request>>,
-        sandbox: SandboxId,
-    ) -> mpsc::Sender<Request> {
-        if let Some(keeper) = keepers.get(&sandbox).filter(|keeper| !keeper.is_closed()) {
-            return keeper.clone();
-        }
-        let (keeper, mailbox) = mpsc::channel(MAILBOX);
-        keepers.insert(sandbox, keeper.clone());
-        self.tasks.spawn(Keeper::new(self.clone(), sandbox).run(mailbox));
-        keeper
-    }
-
-    /// Strikes a keeper off, unless somebody wants something of it.
-    fn retire(&self, sandbox: SandboxId, mailbox: &mpsc::Receiver<Request>) -> bool {
-        let mut keepers = self.keepers();
-        let idle = mailbox.is_empty();
-        if idle {
-            keepers.remove(&sandbox);
-        }
-        idle
-    }
-
-    fn keepers(&self) -> MutexGuard<'_, HashMap<SandboxId, mpsc::Sender<Request>>> {
-        // A panic while holding the lock cannot leave half an entry.
-        self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn closed(verb: Verb) -> DriverError {
-    DriverError::unavailable(verb.to_string(), "the driver is closed")
 }
 
 fn open_root(path: &Path) -> Result<Dir, DriverError> {

@@ -10,7 +10,7 @@ use holdfast_wire::ids::{Generation, SandboxId};
 use jiff::Timestamp;
 use rustix::process::Signal;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     task::spawn_blocking,
     time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout},
 };
@@ -25,10 +25,7 @@ use super::{
     state::{self, Plan},
     tree::Tree,
 };
-use crate::{DriverError, Observed, Origin, Verb, Workload, WorkloadSpec, WorkloadState};
-
-/// Where the answer goes. A caller that is gone does not want it any more.
-pub(super) type Reply<T> = oneshot::Sender<Result<T, DriverError>>;
+use crate::{DriverError, Observed, Origin, Verb, Workload, WorkloadSpec, WorkloadState, keepers::Reply};
 
 /// What a keeper is asked.
 #[derive(Debug)]
@@ -99,14 +96,14 @@ impl Keeper {
     /// Keeps the workload until there is none, or until the driver closes.
     pub(super) async fn run(mut self, mut mailbox: mpsc::Receiver<Request>) {
         self.load().await;
-        let cancel = self.shared.cancel.clone();
+        let cancel = self.shared.keepers.cancel().clone();
         let mut console = interval(CONSOLE_EVERY);
         let mut boot = interval(BOOT_EVERY);
         for interval in [&mut console, &mut boot] {
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         loop {
-            if matches!(self.kept, Kept::Nothing) && self.shared.retire(self.sandbox, &mailbox) {
+            if matches!(self.kept, Kept::Nothing) && self.shared.keepers.retire(self.sandbox, &mailbox) {
                 return;
             }
             tokio::select! {
@@ -371,7 +368,8 @@ impl Keeper {
         let attempted = format!("delete {}", self.sandbox);
         self.end_now(&attempted).await?;
         let (shared, sandbox) = (self.shared.clone(), self.sandbox);
-        let removed = spawn_blocking(move || layout::remove(&shared.root, sandbox, &shared.cancel)).await;
+        let removed =
+            spawn_blocking(move || layout::remove(&shared.root, sandbox, shared.keepers.cancel())).await;
         match removed.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
             Ok(()) => {
                 self.kept = Kept::Nothing;
