@@ -77,7 +77,11 @@ fn log_to_stderr(verbose: u8) {
         1 => "holdfast_cli=debug,holdfast_gateway=info,warn",
         _ => "debug",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    // RUST_LOG is often set for other programs: by itself it turns nothing on.
+    let filter = match verbose {
+        0 => EnvFilter::new(default),
+        _ => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default)),
+    };
     let logger = fmt().with_env_filter(filter).with_writer(std::io::stderr).finish();
     // Somebody who embeds this library may have a logger already.
     let _ = tracing::subscriber::set_global_default(logger);

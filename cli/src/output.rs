@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
+    os::fd::AsFd,
     time::Duration,
 };
 
@@ -40,8 +41,7 @@ impl Output {
 
     /// Data.
     pub(crate) fn data(self, bytes: &[u8]) -> Result<(), Failed> {
-        let mut out = io::stdout().lock();
-        out.write_all(bytes).and_then(|()| out.flush()).map_err(Failed::stdout)
+        write_all(io::stdout().lock(), bytes).map_err(Failed::stdout)
     }
 
     /// A line of data.
@@ -235,7 +235,50 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     text.join("\n")
 }
 
+/// Writes all of it past every buffer, and waits where the system does not take it yet: another program may have left a
+/// descriptor that it shares with this one non-blocking.
+pub(crate) fn write_all(out: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    use rustix::{
+        event::{PollFd, PollFlags, poll},
+        io::Errno,
+    };
+    while !bytes.is_empty() {
+        match rustix::io::write(&out, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = &bytes[n..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => match poll(&mut [PollFd::new(&out, PollFlags::OUT)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            },
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 fn complain(text: &str) {
     // Nothing can be said where stderr is gone.
     let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[test]
+    fn a_pipe_that_does_not_block_is_waited_for() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        let text = vec![b'x'; 1 << 20];
+        let length = text.len();
+        // The pipe holds 64 KiB: the rest has to be waited for.
+        let writing = std::thread::spawn(move || write_all(&writer, &text));
+        let mut read = Vec::new();
+        reader.read_to_end(&mut read).unwrap();
+        writing.join().unwrap().unwrap();
+        assert_eq!(read.len(), length);
+    }
 }

@@ -269,6 +269,29 @@ async fn a_gateway_of_another_authority_is_refused() {
 }
 
 #[tokio::test]
+async fn a_gateway_that_refuses_the_certificate_is_not_tried_for_ever() {
+    let (one, other) = (setting(Script::default()).await, setting(Script::default()).await);
+    for file in ["client.pem", "client.key"] {
+        let file = format!("config/holdfast/{file}");
+        std::fs::copy(other.home.path().join(&file), one.home.path().join(&file)).unwrap();
+    }
+    // TLS 1.3: this side has finished its handshake by then, and may hear of a closed connection alone.
+    let output = one.run(&["exec", "--start-deadline", "1s", "box", "--", "make"]).await;
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(stderr.contains("TLS with the gateway") || stderr.contains("could not attach"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_result_that_could_not_be_written_is_told_before_anything_runs() {
+    let setting = setting(Script::default()).await;
+    let output = setting.run(&["exec", "--result-file", "/no/such/result.json", "box", "--", "make"]).await;
+    assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output.stderr).contains("/no/such/result.json"), "{}", text(&output.stderr));
+    assert_eq!(setting.gateway.record(|record| record.opens), 0);
+}
+
+#[tokio::test]
 async fn wrong_usage_is_2_and_wrong_settings_are_named() {
     let home = tempfile::tempdir().unwrap();
     let usage = finish(holdfast(home.path(), &["exec", "box"]).spawn().unwrap()).await;

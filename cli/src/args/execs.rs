@@ -35,7 +35,7 @@ pub(crate) struct Running {
     /// Between SIGTERM and SIGKILL [default: 5s]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub(crate) kill_grace: Option<Duration>,
-    /// How long the command may take to start, a wait for the sandbox included [default: 15s; run: 60s]
+    /// How long the command may take to start, a wait for the sandbox included; at most 10m [default: 15s; run: 60s]
     #[arg(long, env = "HOLDFAST_START_DEADLINE", value_name = "DURATION", value_parser = values::duration)]
     pub(crate) start_deadline: Option<Duration>,
     /// How long output and outcome are kept after the end [default: 1h]
@@ -98,15 +98,17 @@ Examples:
   holdfast run --memory 512Mi --timeout 10m -- make test
   holdfast run --image debian:13 --sandbox-user nobody -- touch mine
 
-Without a client profile, a gateway runs inside this process for as long as the command does, with
-the local driver: a plain process on this machine, which is not isolated from it.
-The sandbox is removed on every way out, Ctrl-C included; --keep leaves it.")]
+Without a client profile (--profile, HOLDFAST_PROFILE, the configuration's, or the one that a `holdfast gateway` of this
+user has written), a gateway runs inside this process for as long as the command does, with the local driver: a plain
+process on this machine, which is not isolated from it. --embedded does so even if there is a profile.
+The sandbox is removed on every way out that this process can take, Ctrl-C included, and that reaches the gateway;
+--keep leaves it, and so does leaving by the detach keys.")]
 pub(crate) struct RunArgs {
     /// The sandbox's name [default: one is made up]
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// Use a gateway inside this process, even if another one is configured
-    #[arg(long, conflicts_with_all = ["keep", "profile"])]
+    #[arg(long, conflicts_with = "keep")]
     pub(crate) embedded: bool,
     /// Leave the sandbox there afterwards (needs a gateway that stays)
     #[arg(long)]
@@ -136,7 +138,8 @@ Examples:
   holdfast exec --timeout 10m --result-file out.json box -- make test
 
 The command outlives a lost connection: holdfast attaches again by itself, says so on stderr, and
-every byte of output comes once. Ctrl-C is sent to the command; a second one within 2 s ends it.")]
+every byte of output comes once. Ctrl-C is sent to the command; a second one within 2 s ends it.
+When what reads the output leaves (`| head -1`), the command runs on, unless --kill-on-disconnect is given.")]
 pub(crate) struct ExecArgs {
     /// Start the command, print its exec id, and return
     #[arg(short, long, conflicts_with_all = ["interactive", "result_file", "kill_on_disconnect"])]
@@ -153,7 +156,11 @@ Examples:
   holdfast attach box 0199b2c0-5e0e-7b3a-9a50-2f8a4c1d9e77
   holdfast attach -i box 0199b2c0           a beginning of the id will do, where only one exec has it
   holdfast attach --no-replay box 0199b2c0  only what is written from now on
-  holdfast attach box main                  the main command, of a sandbox that was made with --main")]
+  holdfast attach box main                  the main command, of a sandbox that was made with --main
+  holdfast attach --sig-proxy=false box main   only watch: Ctrl-C leaves, and the command does not hear of it
+
+Ctrl-C is sent to the command, once it runs; a second one within 2 s ends it. With -i on a terminal, ctrl-p ctrl-q
+leaves it running.")]
 pub(crate) struct AttachArgs {
     /// The sandbox's name or id
     pub(crate) sandbox: String,
@@ -165,6 +172,9 @@ pub(crate) struct AttachArgs {
     /// Only output that comes from now on
     #[arg(long)]
     pub(crate) no_replay: bool,
+    /// Send Ctrl-C and Ctrl-\\ to the command; `false`: they leave, and the command runs on
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) sig_proxy: bool,
     #[command(flatten)]
     pub(crate) following: Following,
 }

@@ -43,6 +43,6 @@ pub(crate) struct CpArgs {
     #[arg(long, env = "HOLDFAST_START_DEADLINE", value_name = "DURATION", value_parser = values::duration)]
     pub(crate) start_deadline: Option<Duration>,
     /// Give up so long after a lost connection; never longer than the sandbox keeps a transfer [default: 10m]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, env = "HOLDFAST_REATTACH_FOR", value_name = "DURATION", value_parser = values::duration)]
     pub(crate) reattach_for: Option<Duration>,
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, error::Error as _, time::Duration};
 
 use holdfast_wire::{ids::ExecId, reason::Reason};
+use rustls::AlertDescription;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -32,6 +33,14 @@ pub enum Error {
         cause: String,
         /// Nobody listens there.
         refused: bool,
+    },
+    /// The gateway's certificate is not taken here, or this program's not there.
+    #[error("TLS with the gateway at {address}: {cause}")]
+    Distrust {
+        /// Where.
+        address: String,
+        /// Which certificate, and what is wrong with it.
+        cause: String,
     },
     /// The gateway (or what is behind it) said no. Boxed: it is larger than the rest.
     #[error("{what}: {refusal}")]
@@ -134,6 +143,8 @@ impl std::fmt::Display for Refusal {
 pub(crate) enum Failure {
     /// The request never left: there was no connection.
     Connect { cause: String, refused: bool },
+    /// One side does not take the other's certificate: no later try does better.
+    Distrust(String),
     /// The connection broke under the call.
     Broken(String),
     /// The other side answered.
@@ -147,6 +158,9 @@ impl Failure {
         let (mut connecting, mut refused, mut innermost) = (false, false, None);
         let mut next = status.source();
         while let Some(error) = next {
+            if is_distrust(error) {
+                return Self::Distrust(error.to_string());
+            }
             connecting |= error.is::<tonic::ConnectError>();
             refused |= error
                 .downcast_ref::<std::io::Error>()
@@ -179,16 +193,45 @@ impl Failure {
         let (what, address) = (what.to_owned(), address.to_owned());
         match self {
             Self::Connect { cause, refused } => Error::Connect { address, cause, refused },
+            Self::Distrust(cause) => Error::Distrust { address, cause },
             Self::Broken(cause) => Error::Broken { what, address, cause },
             Self::Refused(refusal) => Error::Refused { what, refusal },
         }
     }
 }
 
+/// What one side says that does not take the other's certificate. (RFC 8446, section 6.2.)
+const DISTRUST: [AlertDescription; 8] = [
+    AlertDescription::BadCertificate,
+    AlertDescription::UnsupportedCertificate,
+    AlertDescription::CertificateRevoked,
+    AlertDescription::CertificateExpired,
+    AlertDescription::CertificateUnknown,
+    AlertDescription::CertificateRequired,
+    AlertDescription::UnknownCA,
+    AlertDescription::AccessDenied,
+];
+
+/// Whether this link of the chain says so. An I/O error hides rustls' from `source`; HTTP/2 keeps but its text.
+fn is_distrust(error: &(dyn std::error::Error + 'static)) -> bool {
+    let Some(io) = error.downcast_ref::<std::io::Error>() else { return false };
+    if io.kind() != std::io::ErrorKind::InvalidData {
+        return false;
+    }
+    if let Some(rustls::Error::InvalidCertificate(_)) = io.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return true;
+    }
+    let text = io.to_string();
+    DISTRUST.iter().any(|alert| text == rustls::Error::AlertReceived(*alert).to_string())
+}
+
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Connect { cause, .. } => write!(f, "the gateway cannot be reached: {cause}"),
+            Self::Distrust(cause) => {
+                write!(f, "the gateway and this program do not trust each other: {cause}")
+            }
             Self::Broken(cause) => write!(f, "the connection to the gateway was lost: {cause}"),
             Self::Refused(refusal) => refusal.fmt(f),
         }
@@ -231,7 +274,7 @@ impl Error {
             }
             Self::Interrupted => "CANCELLED",
             Self::NoAnswer { .. } => "DEADLINE_EXCEEDED",
-            Self::Profile(_) | Self::Tls { .. } => "FAILED_PRECONDITION",
+            Self::Profile(_) | Self::Tls { .. } | Self::Distrust { .. } => "FAILED_PRECONDITION",
             Self::NoSuchExec(_) => "NOT_FOUND",
             Self::Violation { .. } | Self::Internal(_) => "INTERNAL",
         }
@@ -246,6 +289,9 @@ impl Error {
             ),
             Self::Connect { address, .. } => {
                 format!("is {address} right, and is the gateway's certificate from the profile's ca?")
+            }
+            Self::Distrust { .. } => {
+                "the profile's ca, cert and key must be of this gateway and in date: it writes a new client.toml with each start".to_owned()
             }
             Self::GaveUp { exec_id, .. } => format!("attach again with `holdfast attach SANDBOX {exec_id}`"),
             Self::Refused { refusal, .. } => match refusal.known_reason()? {

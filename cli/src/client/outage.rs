@@ -19,6 +19,10 @@ use tokio::time::Instant;
 
 use super::{error::Failure, resume::Resume};
 
+/// A gateway that takes requests and never says a word is given up so long after the deadline for starting: it may answer
+/// that late.
+const UNHEARD: Duration = Duration::from_secs(15);
+
 /// How to treat outages.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Patience {
@@ -54,6 +58,8 @@ pub(crate) struct Outages {
     start_deadline: Duration,
     /// The gateway was reached at least once.
     contacted: bool,
+    /// The gateway itself has said something, be it no.
+    answered: bool,
     /// A start may have reached the supervisor.
     may_live: bool,
     current: Option<Outage>,
@@ -62,7 +68,15 @@ pub(crate) struct Outages {
 impl Outages {
     pub(crate) fn new(patience: Patience, start_deadline: Option<Duration>, now: Instant) -> Self {
         let start_deadline = start_deadline.unwrap_or(timing::START_DEADLINE);
-        Self { patience, began: now, start_deadline, contacted: false, may_live: false, current: None }
+        Self {
+            patience,
+            began: now,
+            start_deadline,
+            contacted: false,
+            answered: false,
+            may_live: false,
+            current: None,
+        }
     }
 
     /// A stream failed, or could not be had.
@@ -79,6 +93,7 @@ impl Outages {
                 // A first connection that fails is a wrong address or no gateway: the caller hears it at once.
                 self.contacted
             }
+            Failure::Distrust(_) => false,
             Failure::Broken(_) => {
                 self.contacted = true;
                 self.may_live |= resume.would_start();
@@ -86,6 +101,7 @@ impl Outages {
             }
             Failure::Refused(refusal) => {
                 self.contacted = true;
+                self.answered = true;
                 let lives = resume.is_known() || self.may_live;
                 match refusal.known_reason() {
                     Some(Reason::SessionLost | Reason::StartUnknown | Reason::RelayDeadline) => {
@@ -117,6 +133,11 @@ impl Outages {
             let over = now.duration_since(self.began) >= self.start_deadline;
             return if over { Verdict::Final } else { Verdict::Retry };
         }
+        // A gateway that was never heard is a wrong address, or a proxy before none.
+        let heard = self.answered || resume.is_known();
+        if !heard && now.duration_since(self.began) >= self.start_deadline + UNHEARD {
+            return Verdict::GiveUp;
+        }
         match self.patience.reattach_for {
             Some(limit) if now.duration_since(since) >= limit => Verdict::GiveUp,
             _ => Verdict::Retry,
@@ -126,6 +147,7 @@ impl Outages {
     /// A stream is attached: the outage that it ends, if any.
     pub(crate) fn on_attached(&mut self) -> Option<Outage> {
         self.contacted = true;
+        self.answered = true;
         self.current.take()
     }
 
@@ -154,6 +176,7 @@ impl Outage {
 fn cause(failure: &Failure) -> String {
     match failure {
         Failure::Connect { .. } => "gateway not reachable".to_owned(),
+        Failure::Distrust(_) => "certificate refused".to_owned(),
         Failure::Broken(_) => "connection to the gateway lost".to_owned(),
         Failure::Refused(refusal) => match (refusal.known_reason(), refusal.metadata.get(key::CAUSE)) {
             (Some(Reason::SessionLost), Some(cause)) => format!("session lost: {cause}"),
@@ -241,6 +264,22 @@ mod tests {
         let late = now + Duration::from_secs(24 * 3600);
         assert_eq!(outages.on_failure(&refused(Reason::NoSession), &resume, late), Verdict::Retry);
         assert_eq!(outages.on_failure(&connect(), &resume, late), Verdict::Retry);
+    }
+
+    #[test]
+    fn a_gateway_that_never_says_a_word_is_given_up() {
+        let (now, resume) = (Instant::now(), resume(false));
+        let mut outages = outages(None, now);
+        let broken = || Failure::Broken("connection closed".into());
+        assert_eq!(outages.on_failure(&broken(), &resume, now), Verdict::Retry);
+        let late = now + timing::START_DEADLINE + UNHEARD;
+        assert_eq!(outages.on_failure(&broken(), &resume, late), Verdict::GiveUp);
+        assert_eq!(
+            outages.on_failure(&refused(Reason::NoSession), &resume, late),
+            Verdict::Retry,
+            "it is there"
+        );
+        assert_eq!(outages.on_failure(&broken(), &resume, late), Verdict::Retry);
     }
 
     #[test]

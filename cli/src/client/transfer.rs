@@ -396,6 +396,7 @@ fn is_transient(failure: &Failure, contacted: bool) -> bool {
     match failure {
         // A first connection that fails is a wrong address or no gateway.
         Failure::Connect { .. } => contacted,
+        Failure::Distrust(_) => false,
         Failure::Broken(_) => true,
         Failure::Refused(refusal) => match refusal.known_reason() {
             Some(Reason::SessionLost | Reason::RelayDeadline | Reason::GatewayStopping) => true,
@@ -414,6 +415,7 @@ fn is_transient(failure: &Failure, contacted: bool) -> bool {
 fn cause_of(failure: &Failure) -> String {
     match failure {
         Failure::Connect { .. } => "gateway not reachable".to_owned(),
+        Failure::Distrust(_) => "certificate refused".to_owned(),
         Failure::Broken(_) => "connection to the gateway lost".to_owned(),
         Failure::Refused(refusal) => match (refusal.known_reason(), refusal.metadata.get(key::CAUSE)) {
             (Some(Reason::SessionLost), Some(cause)) => format!("session lost: {cause}"),

@@ -1,6 +1,6 @@
 //! `events`: what happened, and with `-f` what happens, over any number of streams.
 
-use std::{collections::HashSet, time::Duration};
+use std::{cmp::Ordering, collections::HashSet, time::Duration};
 
 use holdfast_wire::api::{EventsRequest, SandboxEvent};
 use prost_types::Timestamp;
@@ -68,6 +68,7 @@ async fn follow(client: &Client, args: &EventsArgs, context: &Context) -> Result
                     context.output.note("connected again");
                 }
                 reached = true;
+                seen.begins_again();
                 // After a loss, all that is kept: what was seen already is left out.
                 tail = 0;
                 loop {
@@ -121,27 +122,42 @@ async fn open(
     client.call("read events", CALL_TIMEOUT, sandboxes.events(request)).await
 }
 
-/// Tells new events from repeated ones.
+/// Tells new events from those that a new stream repeats: the kept past comes first on it, in order. Whatever follows
+/// the first new one is new, however its clock stands.
 #[derive(Debug, Default)]
 struct Seen {
     newest: Option<Timestamp>,
     /// Those of the newest instant.
     same: HashSet<(String, String, String)>,
+    repeating: bool,
 }
 
 impl Seen {
+    /// What comes next begins with what was seen already.
+    fn begins_again(&mut self) {
+        self.repeating = self.newest.is_some();
+    }
+
     fn is_new(&mut self, event: &SandboxEvent) -> bool {
         let Some(at) = event.at else { return true };
         let order = |at: &Timestamp| (at.seconds, at.nanos);
-        let newest = self.newest.as_ref().map(order);
-        if newest.is_some_and(|newest| order(&at) < newest) {
-            return false;
+        let compared = self.newest.as_ref().map(|newest| order(&at).cmp(&order(newest)));
+        let named = (event.sandbox_id.clone(), event.reason.clone(), event.message.clone());
+        if self.repeating {
+            match compared {
+                Some(Ordering::Less) => return false,
+                Some(Ordering::Equal) if self.same.contains(&named) => return false,
+                _ => self.repeating = false,
+            }
         }
-        if newest.is_none_or(|newest| order(&at) > newest) || self.same.len() >= MAX_SAME {
+        if !matches!(compared, Some(Ordering::Less | Ordering::Equal)) || self.same.len() >= MAX_SAME {
             self.newest = Some(at);
             self.same.clear();
         }
-        self.same.insert((event.sandbox_id.clone(), event.reason.clone(), event.message.clone()))
+        if compared != Some(Ordering::Less) {
+            self.same.insert(named);
+        }
+        true
     }
 }
 
@@ -162,7 +178,16 @@ mod tests {
         let mut seen = Seen::default();
         assert!(seen.is_new(&event(1, "a")) && seen.is_new(&event(2, "b")) && seen.is_new(&event(2, "c")));
         // The gateway starts over.
+        seen.begins_again();
         assert!(!seen.is_new(&event(1, "a")) && !seen.is_new(&event(2, "b")) && !seen.is_new(&event(2, "c")));
         assert!(seen.is_new(&event(2, "d")) && seen.is_new(&event(3, "a")));
+    }
+
+    #[test]
+    fn nothing_on_one_stream_is_a_repeat_however_its_clock_stands() {
+        let mut seen = Seen::default();
+        // A reader that is behind is told so with the time of the telling, before what still waits.
+        let order = [(1, "a"), (2, "b"), (9, "missed"), (3, "c"), (4, "d"), (4, "d")];
+        assert!(order.iter().all(|(at, message)| seen.is_new(&event(*at, message))));
     }
 }

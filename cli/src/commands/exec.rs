@@ -1,6 +1,7 @@
 //! `exec` and `attach`.
 
 use std::{
+    cell::Cell,
     ffi::OsString,
     io::{self, IsTerminal as _},
     os::unix::ffi::OsStringExt as _,
@@ -14,7 +15,7 @@ use holdfast_wire::{
     spec, timing,
 };
 
-use super::{Context, execs, foreground::Foreground, signals::Signals};
+use super::{Context, execs, foreground::Foreground, result_file::ResultFile, signals::Signals};
 use crate::{
     args::{self, AttachArgs, ExecArgs, Following, Running},
     client::{Client, Error, Patience, Target},
@@ -35,8 +36,9 @@ pub(super) async fn exec(args: ExecArgs, context: &Context) -> Result<u8, Failed
     }
     let mut signals = Signals::new().map_err(|error| Failed::local("listen for signals", error))?;
     let deadline = args.running.start_deadline.or(context.config.start_deadline);
-    let finished =
-        foreground(client, &args.running, spec, args.sandbox, deadline, context).run(&mut signals).await?;
+    let result_file = ResultFile::open(args.running.following.result_file.as_deref())?;
+    let foreground = foreground(client, &args.running, spec, args.sandbox, deadline, result_file, context);
+    let finished = foreground.run(&mut signals).await?;
     Ok(finished.code)
 }
 
@@ -52,13 +54,16 @@ async fn start(client: &Client, args: &ExecArgs, spec: ExecSpec, context: &Conte
         start_deadline: duration(Some(deadline), "--start-deadline")?,
     };
     let began = tokio::time::Instant::now();
+    // A try may have started it.
+    let unknown = Cell::new(false);
     let all = async {
         loop {
             let mut execs = client.execs();
             let at_most = deadline + timing::START_DEADLINE;
             let answer = client.call("start the command", at_most, execs.start(request.clone())).await;
             match answer {
-                Err(error) if worth_repeating(&error) && began.elapsed() < deadline => {
+                Err(error) if worth_repeating(&error, unknown.get()) && began.elapsed() < deadline => {
+                    unknown.set(unknown.get() || !matches!(error, Error::Connect { .. }));
                     tracing::debug!(%error, "starting again with the same id");
                     tokio::time::sleep(RETRY).await;
                 }
@@ -67,13 +72,26 @@ async fn start(client: &Client, args: &ExecArgs, spec: ExecSpec, context: &Conte
         }
     };
     let what = format!("waiting for {}", args.sandbox);
-    let answer = match context.output.during(&what, all).await {
+    let say_unknown = || {
+        context.output.note(&format!(
+            "whether it runs is not known; with --exec-id {exec_id} it can be started again without running twice"
+        ));
+    };
+    let mut signals = Signals::new().map_err(|error| Failed::local("listen for signals", error))?;
+    let answered = tokio::select! {
+        answered = context.output.during(&what, all) => answered,
+        caught = signals.leave() => {
+            say_unknown();
+            return Ok(caught.exit_code());
+        }
+    };
+    let answer = match answered {
         Ok(answer) => answer,
         Err(error) => {
-            if !matches!(error, Error::Refused { .. } | Error::Connect { .. }) {
-                context.output.note(&format!(
-                    "whether it runs is not known; with --exec-id {exec_id} it can be started again without running twice"
-                ));
+            let told =
+                matches!(error, Error::Refused { .. } | Error::Connect { .. } | Error::Distrust { .. });
+            if unknown.get() || !told {
+                say_unknown();
             }
             return Err(error.into());
         }
@@ -96,9 +114,10 @@ async fn start(client: &Client, args: &ExecArgs, spec: ExecSpec, context: &Conte
     Ok(0)
 }
 
-/// The answer is not known, or was not about this start. No gateway at all is worth telling at once.
-fn worth_repeating(error: &Error) -> bool {
-    error.is_transient() && !matches!(error, Error::Connect { .. })
+/// The answer is not known, or was not about this start. No gateway at all is worth telling at once, unless one was there
+/// before.
+fn worth_repeating(error: &Error, reached: bool) -> bool {
+    error.is_transient() && (reached || !matches!(error, Error::Connect { .. }))
 }
 
 pub(super) async fn attach(args: AttachArgs, context: &Context) -> Result<u8, Failed> {
@@ -130,10 +149,12 @@ pub(super) async fn attach(args: AttachArgs, context: &Context) -> Result<u8, Fa
         target,
         patience: Patience { reattach_for: following.reattach_for.or(context.config.reattach_for) },
         tty,
+        screen: exec.tty && io::stdout().is_terminal(),
         detach_keys: following.detach_keys.unwrap_or_else(|| context.config.detach_keys.clone()),
         kill_on_disconnect: following.kill_on_disconnect,
+        sig_proxy: args.sig_proxy,
         sandbox_goes: false,
-        result_file: following.result_file,
+        result_file: ResultFile::open(following.result_file.as_deref())?,
     };
     Ok(foreground.run(&mut signals).await?.code)
 }
@@ -152,6 +173,7 @@ pub(super) fn foreground(
     spec: ExecSpec,
     sandbox: String,
     start_deadline: Option<Duration>,
+    result_file: Option<ResultFile>,
     context: &Context,
 ) -> Foreground {
     let following = &running.following;
@@ -159,6 +181,7 @@ pub(super) fn foreground(
         client,
         output: context.output,
         tty: spec.tty.is_some(),
+        screen: spec.tty.is_some(),
         target: Target {
             sandbox,
             exec_id: running.exec_id.unwrap_or_else(ExecId::random),
@@ -172,8 +195,9 @@ pub(super) fn foreground(
         patience: Patience { reattach_for: following.reattach_for.or(context.config.reattach_for) },
         detach_keys: following.detach_keys.clone().unwrap_or_else(|| context.config.detach_keys.clone()),
         kill_on_disconnect: following.kill_on_disconnect,
+        sig_proxy: true,
         sandbox_goes: false,
-        result_file: following.result_file.clone(),
+        result_file,
     }
 }
 

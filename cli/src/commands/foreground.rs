@@ -9,27 +9,25 @@
 //!
 //! Whatever ends it, the terminal is put back first, and the result file written last.
 
-use std::{cell::Cell, io, path::PathBuf, time::Duration};
+use std::{cell::Cell, fs::File, io, os::fd::AsFd, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use holdfast_wire::{
     api::{CancelExecRequest, ExecEnded, OutputStream},
     ids::ExecId,
 };
-use tokio::{
-    fs::File,
-    io::AsyncWriteExt as _,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
+    result_file::ResultFile,
     signals::{Caught, Signals},
-    stdin, write_atomically,
+    stdin,
 };
 use crate::{
     client::{Client, Error, Event, ExecSession, Input, Patience, Target},
     exit,
     failure::Failed,
-    output::{Output, PATIENCE, SCHEMA_VERSION, Spinner},
+    output::{self, Output, PATIENCE, SCHEMA_VERSION, Spinner},
     show::{self, Outcome, Record},
     terminal::{self, Raw, detach::DetachKeys, modes::Modes},
 };
@@ -53,12 +51,16 @@ pub(crate) struct Foreground {
     pub(crate) patience: Patience,
     /// The exec has a terminal, and this process's is its screen and keyboard.
     pub(crate) tty: bool,
+    /// What it writes draws on a screen: this process's terminal, be the keyboard its own or not.
+    pub(crate) screen: bool,
     /// Empty: leaving by keys is not offered.
     pub(crate) detach_keys: DetachKeys,
     pub(crate) kill_on_disconnect: bool,
+    /// Ctrl-C and Ctrl-\ are for the command. False: they leave, and it runs on.
+    pub(crate) sig_proxy: bool,
     /// Where the sandbox goes when this ends: nothing is left to attach to, so nothing is said about that.
     pub(crate) sandbox_goes: bool,
-    pub(crate) result_file: Option<PathBuf>,
+    pub(crate) result_file: Option<ResultFile>,
 }
 
 /// How following it ended.
@@ -96,7 +98,7 @@ impl Foreground {
     ///
     /// # Errors
     /// It cannot be followed; or the result file cannot be written.
-    pub(crate) async fn run(self, signals: &mut Signals) -> Result<Finished, Failed> {
+    pub(crate) async fn run(mut self, signals: &mut Signals) -> Result<Finished, Failed> {
         let exec_id = self.target.exec_id;
         let progress = Progress::default();
         let mut modes = Modes::default();
@@ -107,6 +109,13 @@ impl Foreground {
         };
         let mut session = self.client.attach(self.target.clone(), self.patience);
         let input = session.input();
+        // A start says how large the terminal is; who comes later has another.
+        if self.tty
+            && self.target.start.is_none()
+            && let Some((cols, rows)) = terminal::size()
+        {
+            input.resize(cols, rows);
+        }
         if self.target.stdin {
             let keys =
                 (self.tty && self.detach_keys != DetachKeys::default()).then(|| self.detach_keys.clone());
@@ -117,19 +126,21 @@ impl Foreground {
             end = self.pump(&mut session, &progress, &mut modes) => end,
             caught = self.signals(signals, &input, &progress) => End::Caught(caught),
         };
-        // An outcome that the program itself reached leaves the screen as the program left it.
-        if self.tty && !matches!(end, End::Ended(_)) {
+        // A program that ended by itself has left the screen as it wants it.
+        if self.screen && !matches!(&end, End::Ended(ended) if has_exited(ended)) {
             terminal::undo(&modes);
         }
         drop(raw);
-        let (result, outcome) = self.finish(end, session, signals).await;
-        self.write_record(exec_id, &progress, outcome.as_deref(), &result)?;
+        let (result, outcome) = self.finish(end, session, signals, &progress).await;
+        if let Some(file) = self.result_file.take() {
+            self.write_record(file, exec_id, &progress, outcome.as_deref(), &result)?;
+        }
         result
     }
 
     /// Carries output until there is no more.
     async fn pump(&self, session: &mut ExecSession, progress: &Progress, modes: &mut Modes) -> End {
-        let (mut stdout, mut stderr) = match (duplicate(io::stdout()), duplicate(io::stderr())) {
+        let (stdout, stderr) = match (duplicate(io::stdout()), duplicate(io::stderr())) {
             (Ok(stdout), Ok(stderr)) => (stdout, stderr),
             (Err(error), _) | (_, Err(error)) => {
                 return End::Failed(Failed::local("open stdout and stderr", error));
@@ -166,13 +177,13 @@ impl Foreground {
                     let (mut out, mut err) = progress.received.get();
                     let written = if stream == OutputStream::Stderr {
                         err += data.len() as u64;
-                        write(&mut stderr, &data).await
+                        write(&stderr, data).await
                     } else {
                         out += data.len() as u64;
-                        if self.tty {
+                        if self.screen {
                             modes.feed(&data);
                         }
-                        write(&mut stdout, &data).await
+                        write(&stdout, data).await
                     };
                     progress.received.set((out, err));
                     match written {
@@ -216,7 +227,7 @@ impl Foreground {
             self.output.note(text);
         }
         // A spinner would draw over the program's own screen.
-        (!self.tty).then(|| self.output.spinner(text))
+        (!self.screen).then(|| self.output.spinner(text))
     }
 
     /// Handles signals until one of them means to leave.
@@ -234,8 +245,8 @@ impl Foreground {
                 caught @ (Caught::Interrupt | Caught::Quit) => {
                     let now = Instant::now();
                     let again = last.is_some_and(|last| now.duration_since(last) < SECOND);
-                    // Before the start there is no command to pass it to.
-                    if again || !progress.started.get() {
+                    // Before the start there is no command to pass it to, or it is not this caller's to end.
+                    if again || !progress.started.get() || !self.sig_proxy {
                         return caught;
                     }
                     last = Some(now);
@@ -260,6 +271,7 @@ impl Foreground {
         end: End,
         session: ExecSession,
         signals: &mut Signals,
+        progress: &Progress,
     ) -> (Result<Finished, Failed>, Option<Box<ExecEnded>>) {
         let left = |code| Ok(Finished { code, detached: false });
         match end {
@@ -280,7 +292,10 @@ impl Foreground {
                 (left(exit::BROKEN_PIPE), None)
             }
             End::Caught(caught) => {
-                let cancel = self.kill_on_disconnect || matches!(caught, Caught::Interrupt | Caught::Quit);
+                // Of a command that somebody else started, and that this caller has not reached, it ends nothing.
+                let ours = self.sig_proxy && (self.target.start.is_some() || progress.started.get());
+                let cancel =
+                    self.kill_on_disconnect || (ours && matches!(caught, Caught::Interrupt | Caught::Quit));
                 self.part(session, signals, cancel).await;
                 if !cancel && !self.sandbox_goes {
                     self.say_how_to_attach("the command runs on");
@@ -342,12 +357,12 @@ impl Foreground {
 
     fn write_record(
         &self,
+        file: ResultFile,
         exec_id: ExecId,
         progress: &Progress,
         ended: Option<&ExecEnded>,
         result: &Result<Finished, Failed>,
     ) -> Result<(), Failed> {
-        let Some(path) = &self.result_file else { return Ok(()) };
         let outcome = ended.and_then(|ended| ended.outcome.as_ref()).and_then(Outcome::of);
         let exec = ended.and_then(|ended| ended.exec.as_ref());
         let (stdout, stderr) = progress.received.get();
@@ -380,22 +395,33 @@ impl Foreground {
             reattached: progress.reattached.get(),
             outcome,
         };
+        let path = file.path().display().to_string();
         let failed = |error: &dyn std::fmt::Display| {
-            Failed::local(format!("write the result file {}", path.display()), error)
+            // Nothing else tells how it ended.
+            let ended = record.reason.as_deref().unwrap_or("the command ended by itself");
+            Failed::local(
+                format!("write the result file {path} (exit code {}: {ended})", record.exit_code),
+                error,
+            )
         };
         let mut json = serde_json::to_vec_pretty(&record).map_err(|error| failed(&error))?;
         json.push(b'\n');
-        write_atomically(path, &json).map_err(|error| failed(&error))
+        file.write(&json).map_err(|error| failed(&error))
     }
 }
 
-/// A descriptor of its own for stdout or stderr: unbuffered, and written by a thread that may block.
-fn duplicate(stream: impl std::os::fd::AsFd) -> io::Result<File> {
-    Ok(File::from_std(std::fs::File::from(stream.as_fd().try_clone_to_owned()?)))
+fn has_exited(ended: &ExecEnded) -> bool {
+    matches!(ended.outcome.as_ref().and_then(Outcome::of), Some(Outcome::Exited { .. }))
 }
 
-/// Returns when the system has taken all of it.
-async fn write(file: &mut File, data: &[u8]) -> io::Result<()> {
-    file.write_all(data).await?;
-    file.flush().await
+/// A descriptor of its own for stdout or stderr: unbuffered.
+fn duplicate(stream: impl AsFd) -> io::Result<Arc<File>> {
+    Ok(Arc::new(File::from(stream.as_fd().try_clone_to_owned()?)))
+}
+
+/// Returns when the system has taken all of it; a thread does it that may block.
+async fn write(file: &Arc<File>, data: Bytes) -> io::Result<()> {
+    let file = Arc::clone(file);
+    let written = tokio::task::spawn_blocking(move || output::write_all(&*file, &data)).await;
+    written.unwrap_or_else(|panic| Err(io::Error::other(panic)))
 }

@@ -7,12 +7,13 @@ mod events;
 mod exec;
 mod execs;
 mod foreground;
+mod result_file;
 mod run;
 mod sandboxes;
 mod signals;
 mod stdin;
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use clap::CommandFactory as _;
 use serde::Serialize;
@@ -155,21 +156,3 @@ fn version(context: &Context) -> Result<u8, Failed> {
 
 /// A wait that the gateway answers at least so often: a lost connection costs at most one round.
 const POLL: Duration = Duration::from_secs(60);
-
-/// Writes a file whole or not at all.
-fn write_atomically(path: &PathBuf, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let written = std::fs::File::create_new(&temporary).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    let done = written.and_then(|()| std::fs::rename(&temporary, path));
-    if done.is_err() {
-        // What is left of it is of no use to anybody.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    done
-}

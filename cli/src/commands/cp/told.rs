@@ -67,9 +67,11 @@ pub(super) fn tell(
         problems: problems.iter().map(ToldProblem::new).collect(),
     };
     // stdout carries the archive.
-    if *to != Side::Archive && !output.quiet {
+    if *to != Side::Archive {
         if output.format == crate::args::Format::Table {
-            output.line(&told.path)?;
+            if !output.quiet {
+                output.line(&told.path)?;
+            }
         } else {
             output.one("copies", &told)?;
         }
