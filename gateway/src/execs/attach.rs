@@ -256,9 +256,8 @@ impl AttachOutput {
     /// From now on, tells the caller when the sandbox is paused and resumed.
     fn noticing(mut self, handle: &SandboxHandle, on_pause: OnPause) -> Self {
         self.ends_on_pause = on_pause == OnPause::Error;
-        let view = handle.view();
-        self.frozen = is_frozen(&view.borrow());
-        self.view = Some(view);
+        // It was not frozen when the session was had: one that has been since is told first of all.
+        self.view = Some(handle.view());
         self
     }
 

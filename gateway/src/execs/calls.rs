@@ -271,7 +271,11 @@ impl Core {
     }
 
     /// Takes what a supervisor said of an exec into the store.
-    pub(super) async fn learn(&self, record: &ExecRecord, live: &ExecInfo) -> Result<ExecRecord, CallError> {
+    pub(super) async fn learn(
+        self: &Arc<Self>,
+        record: &ExecRecord,
+        live: &ExecInfo,
+    ) -> Result<ExecRecord, CallError> {
         match state::finished(live, Timestamp::now()) {
             Some(finished) if live.state() == ExecState::Ended && record.finished.is_none() => {
                 self.finish(record.exec, &finished).await

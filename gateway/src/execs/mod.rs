@@ -44,6 +44,7 @@ use holdfast_wire::{
 use jiff::Timestamp;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use self::board::Board;
 use crate::{
@@ -147,7 +148,10 @@ impl Execs {
         while record.finished.is_none() {
             tokio::select! {
                 () = news.changed() => {}
-                () = tokio::time::sleep_until(until) => break,
+                () = tokio::time::sleep_until(until) => {
+                    record = self.core.store.exec(exec).await?.unwrap_or(record);
+                    break;
+                }
                 () = self.core.token.cancelled() => return Err(stopping()),
             }
             // A forgotten exec keeps its last record: it cannot be forgotten before it has ended.
@@ -249,8 +253,16 @@ impl Core {
         }
     }
 
-    /// Ends an exec. Says what is stored then: the first outcome, whoever wrote it.
-    async fn finish(&self, exec: ExecId, finished: &Finished) -> Result<ExecRecord, CallError> {
+    /// Ends an exec. Says what is stored then: the first outcome, whoever wrote it. In a task of its own: whoever asks
+    /// for it and leaves, an outcome that is stored is told to those who wait for it.
+    async fn finish(self: &Arc<Self>, exec: ExecId, finished: &Finished) -> Result<ExecRecord, CallError> {
+        let (core, finished) = (Arc::clone(self), finished.clone());
+        let work = async move { core.finish_here(exec, &finished).await };
+        let done = self.tasks.spawn(work.in_current_span()).await;
+        done.map_err(|error| CallError::internal("ending an exec", &error))?
+    }
+
+    async fn finish_here(&self, exec: ExecId, finished: &Finished) -> Result<ExecRecord, CallError> {
         let first = self.store.finish(exec, finished).await?;
         let record =
             self.store.exec(exec).await?.ok_or_else(|| CallError::new(Reason::ExecNotFound, "forgotten"))?;
@@ -268,7 +280,19 @@ impl Core {
     }
 
     /// Notes that an exec runs. False: it has ended already.
-    async fn started(&self, exec: ExecId, pid: u32, at: Timestamp) -> Result<ExecRecord, CallError> {
+    async fn started(
+        self: &Arc<Self>,
+        exec: ExecId,
+        pid: u32,
+        at: Timestamp,
+    ) -> Result<ExecRecord, CallError> {
+        let core = Arc::clone(self);
+        let work = async move { core.started_here(exec, pid, at).await };
+        let done = self.tasks.spawn(work.in_current_span()).await;
+        done.map_err(|error| CallError::internal("noting a start", &error))?
+    }
+
+    async fn started_here(&self, exec: ExecId, pid: u32, at: Timestamp) -> Result<ExecRecord, CallError> {
         let first = self.store.started(exec, pid, at).await?;
         let record =
             self.store.exec(exec).await?.ok_or_else(|| CallError::new(Reason::ExecNotFound, "forgotten"))?;

@@ -186,7 +186,7 @@ impl Pump {
 
 /// From the supervisor to the caller.
 struct Outbound<'a> {
-    core: &'a Core,
+    core: &'a Arc<Core>,
     exec: ExecId,
     session: &'a Session,
     offsets: Offsets,

@@ -1,6 +1,6 @@
 //! What supervisors report of their execs, brought together with the store.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use holdfast_wire::{
     api::{Cancelled, ExecInfo, LostReason, outcome::Kind},
@@ -19,6 +19,9 @@ use crate::{
     sessions::Session,
     store::ExecRecord,
 };
+
+/// A start whose fate could not be asked is asked about again after so long.
+const SETTLE_AGAIN: Duration = Duration::from_secs(5);
 
 impl Execs {
     /// Takes a report of `session`'s supervisor. A complete one settles every exec of the sandbox that has not
@@ -85,7 +88,7 @@ impl Core {
 
     /// Ends the execs of a sandbox that were sent by sessions up to `up_to`; `None`: all that have not ended.
     pub(super) async fn lose_all(
-        &self,
+        self: &Arc<Self>,
         sandbox: SandboxId,
         up_to: Option<Epoch>,
         reason: LostReason,
@@ -127,13 +130,17 @@ impl Core {
                 return;
             }
             let session = view.borrow_and_update().session.clone();
+            let mut failed = false;
             if let Some(session) = session {
                 match self.settle_on(exec, &session, kill).await {
                     Ok(()) => return,
                     Err(error) => tracing::debug!(%exec, error, "not settled yet"),
                 }
+                failed = true;
             }
             tokio::select! {
+                // A question that met a short silence, or a busy store: neither tells when it is over.
+                () = tokio::time::sleep(SETTLE_AGAIN), if failed => {}
                 () = news.changed() => {}
                 // The sandbox is no more, and its execs with it.
                 changed = view.changed() => if changed.is_err() { return },

@@ -77,6 +77,8 @@ enum Tried {
     Connected(Connected),
     /// Look at everything anew.
     Again,
+    /// The supervisor takes none now: nothing to try until something has changed.
+    Refused,
     Failed(CallError),
 }
 
@@ -155,10 +157,12 @@ impl Core {
         let (core, caller_gone) = (Arc::clone(self), gone.clone());
         let work = async move {
             let connected = core.start_it(&job, kill.then_some(&caller_gone)).await;
+            // However it failed: what an earlier try may have delivered is no less there for it.
+            let unknown = connected
+                .as_ref()
+                .is_err_and(|error| error.reason == Reason::StartUnknown || core.may_be_delivered(job.exec));
             drop(starter);
-            if let Err(error) = &connected
-                && error.reason == Reason::StartUnknown
-            {
+            if unknown {
                 core.settle_later(job.exec, job.handle.clone(), kill && caller_gone.is_cancelled());
             }
             // A caller that is gone does not take the relay: dropped, it says CALLER_GONE to the supervisor.
@@ -264,7 +268,6 @@ impl Core {
                         return self.too_late(job, starts, "no answer came in time").await;
                     }
                 }
-                // Only a refusal holds for as long as nothing changes.
                 last = None;
                 continue;
             }
@@ -280,10 +283,11 @@ impl Core {
             match self.once(job, &record, &session, starts).await? {
                 Tried::Connected(connected) => return Ok(connected),
                 Tried::Failed(error) => return Err(error),
-                Tried::Again if Instant::now() >= job.until => {
+                Tried::Again | Tried::Refused if Instant::now() >= job.until => {
                     return self.too_late(job, starts, "no answer came in time").await;
                 }
-                Tried::Again => last = Some(session),
+                Tried::Again => {}
+                Tried::Refused => last = Some(session),
             }
         }
     }
@@ -413,7 +417,7 @@ impl Core {
             });
         };
         if *code == RefusedCode::Stopping {
-            return Ok(Tried::Again);
+            return Ok(Tried::Refused);
         }
         if record.finished.is_some() {
             return Ok(match code {
@@ -497,12 +501,12 @@ impl Core {
         relay.recv.stop(CloseCode::PROTOCOL);
     }
 
-    pub(super) async fn never_started(&self, exec: ExecId, message: &str) {
+    pub(super) async fn never_started(self: &Arc<Self>, exec: ExecId, message: &str) {
         self.end_as(exec, StartFailure::Deadline, message).await;
     }
 
     /// Ends an exec that never ran. Where the store does not take it, the next report does it again.
-    async fn end_as(&self, exec: ExecId, failure: StartFailure, message: &str) {
+    async fn end_as(self: &Arc<Self>, exec: ExecId, failure: StartFailure, message: &str) {
         let end: Finished = state::start_failed(failure, message, Timestamp::now());
         if let Err(error) = self.finish(exec, &end).await {
             tracing::error!(%exec, %error, "an exec that did not start could not be ended in the store");

@@ -167,8 +167,8 @@ async fn say_no(control: &mut Control, refused: &Refused) {
     let retry_after_ms = refused.retry_after.map_or(0, ms);
     let refuse = Refuse { code: refused.code.into(), reason: refused.reason.clone(), retry_after_ms };
     let message = Down { body: Some(down::Body::Refuse(refuse)) };
-    // The close says it too, more briefly.
-    let _ = control.send.send_message(&message, limits::MAX_MESSAGE).await;
+    // The close says it too, more briefly. A peer that opens no window for it must not keep a connection that way.
+    let _ = timeout(timing::HELLO_TIMEOUT, control.send.send_message(&message, limits::MAX_MESSAGE)).await;
 }
 
 /// Ends a connection whose last message must arrive: waits for that, bounded, then closes.

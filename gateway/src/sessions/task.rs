@@ -117,13 +117,16 @@ impl Sessions {
                 gateway_name: self.name.clone(),
             })),
         };
-        if let Err(error) = send.send_message(&welcome, limits::MAX_MESSAGE).await {
+        // A peer that opens no window for it must not keep a connection that way.
+        let welcomed = timeout(timing::HELLO_TIMEOUT, send.send_message(&welcome, limits::MAX_MESSAGE)).await;
+        let failed = match welcomed {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("it does not take it".to_owned()),
+        };
+        if let Some(error) = failed {
             tracing::warn!(%error, "the connection ended before Welcome");
-            session.end(
-                connection
-                    .lost()
-                    .map_or_else(|| Lost::here(CloseCode::PROTOCOL, error.to_string()), Lost::from),
-            );
+            session.end(connection.lost().map_or_else(|| Lost::here(CloseCode::PROTOCOL, error), Lost::from));
             return connection.close(CloseCode::PROTOCOL, "no Welcome");
         }
         tracing::info!(remote = %connection.remote_address(), reason, ?away, version = session.version(), instance = %session.instance(), "attached");
