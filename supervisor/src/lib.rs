@@ -18,6 +18,7 @@
 pub mod clocks;
 mod command;
 mod control;
+mod descriptors;
 pub mod execs;
 pub mod files;
 pub mod identity;

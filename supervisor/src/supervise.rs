@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    command,
+    command, descriptors,
     execs::{
         Execs, ExecsConfig, ExecsError,
         spawn::{RealSpawner, give_workspace},
@@ -100,6 +100,7 @@ fn run_to_the_end(config: SupervisorConfig, port: Option<&Port>) -> Result<(), R
         init::mount_proc()?;
     }
     init::shield_from_oom_killer();
+    descriptors::raise();
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     let identity = Identity::load(&config.identity, config.sandbox_id)?;
     let probe = command::probe_command();

@@ -143,8 +143,9 @@ impl Pump {
     async fn drive(self, first: Frame) {
         let Self { core, exec, relay, offsets, events, stdin, control, handed, implicit_acks, end } = self;
         let Relay { session, mut send, mut recv, mut guard, .. } = relay;
+        // Of what is there, the command may have taken nothing yet: how much it has, the supervisor says next.
         let taken = match &first {
-            Frame::Started(started) => started.stdin_offset,
+            Frame::Started(started) => started.stdin_offset.saturating_sub(STDIN_AHEAD),
             _ => 0,
         };
         let (taken_in, taken) = watch::channel(taken);

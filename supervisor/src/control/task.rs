@@ -94,7 +94,7 @@ impl Control {
     ) -> StreamError {
         let reason = loop {
             let now = Instant::now();
-            let look_at = self.liveness.next_look(now);
+            let look_at = self.liveness.next_look();
             let probe_at = self.probes.next;
             tokio::select! {
                 message = recv.message::<Down>(limits::MAX_MESSAGE) => match message {

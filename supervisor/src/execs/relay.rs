@@ -187,10 +187,15 @@ impl Attached {
         recv: &mut MessageReader,
     ) -> Leave {
         let exec = &self.exec;
-        if let Err(error) = begin(exec, send).await {
+        let ran = match begin(exec, send).await {
+            Ok(ran) => ran,
+            Err(error) => return Leave::Gone(error),
+        };
+        // First: where this one goes on must not move any more when it is told.
+        let writer = stdin_writer.then(|| exec.stdin.take_over());
+        if ran && let Err(error) = send.send_frame(started(exec)).await {
             return Leave::Gone(error);
         }
-        let writer = stdin_writer.then(|| exec.stdin.take_over());
         let output = async {
             match (Telling { exec, writer, send, cursors: offsets }).run().await {
                 Ok(()) => Leave::Done,
@@ -259,8 +264,8 @@ fn report(what: &str, exec: &Exec, result: Result<std::io::Result<()>, super::ex
     }
 }
 
-/// Accepts, waits for the command's start, and tells it. A command that never ran has none to tell.
-async fn begin(exec: &Exec, send: &mut SendStream) -> Result<(), StreamError> {
+/// Accepts, and waits for the command's start. Says whether there was one: a command that never ran has none to tell.
+async fn begin(exec: &Exec, send: &mut SendStream) -> Result<bool, StreamError> {
     accept(send).await?;
     let mut phase = exec.phase();
     let ran = tokio::select! {
@@ -271,7 +276,7 @@ async fn begin(exec: &Exec, send: &mut SendStream) -> Result<(), StreamError> {
         },
         stopped = send.stopped() => return Err(gone(stopped)),
     };
-    if ran { send.send_frame(started(exec)).await } else { Ok(()) }
+    Ok(ran)
 }
 
 fn gone(stopped: Result<Option<CloseCode>, holdfast_wire::transport::Lost>) -> StreamError {

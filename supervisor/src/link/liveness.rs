@@ -183,9 +183,9 @@ impl Liveness {
         acts
     }
 
-    /// When to look next; `None` while nothing is expected.
-    pub(crate) fn next_look(&self, now: Instant) -> Option<Instant> {
-        self.expecting().then(|| now + self.tuning.poke_after / LOOKS_PER_POKE)
+    /// When to look next; `None` while nothing is expected. Whatever happens meanwhile does not put it off.
+    pub(crate) fn next_look(&self) -> Option<Instant> {
+        self.expecting().then(|| self.looked_at + self.tuning.poke_after / LOOKS_PER_POKE)
     }
 
     fn expecting(&self) -> bool {
@@ -230,9 +230,8 @@ mod tests {
         received: u64,
         for_long: Duration,
     ) -> Vec<(Duration, Act)> {
-        let (mut now, mut seen) = (start, Vec::new());
-        while let Some(next) = liveness.next_look(now).filter(|next| *next <= start + for_long) {
-            now = next;
+        let mut seen = Vec::new();
+        while let Some(now) = liveness.next_look().filter(|next| *next <= start + for_long) {
             seen.extend(liveness.look(received, RTT, now).into_iter().map(|act| (now - start, act)));
         }
         seen
@@ -259,7 +258,7 @@ mod tests {
     async fn without_relays_nothing_is_done() {
         let start = Instant::now();
         let mut liveness = Liveness::new(Tuning::default(), 5, start);
-        assert_eq!(liveness.next_look(start), None);
+        assert_eq!(liveness.next_look(), None);
         assert_eq!(liveness.look(5, RTT, start + ms(60_000)), []);
     }
 
@@ -286,7 +285,7 @@ mod tests {
         assert!(first(&seen, |act| *act == Act::Suspect).is_some_and(|at| at <= ms(3200)));
         assert_eq!(liveness.on_echo(seq - 1, start + ms(3600)), None);
         assert_eq!(liveness.on_echo(seq, start + ms(3600)), Some(Act::Recovered));
-        assert_eq!(liveness.next_look(start + ms(3600)), None);
+        assert_eq!(liveness.next_look(), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -336,7 +335,7 @@ mod tests {
                 let end = at + ms(5000);
                 let (mut now, mut last_beat, mut suspected) = (start, start, false);
                 while now < end {
-                    now = liveness.next_look(now).expect("a relay is open");
+                    now = liveness.next_look().expect("a relay is open");
                     let received = arrivals.iter().filter(|arrival| **arrival <= now).count() as u64;
                     let last = arrivals.iter().copied().filter(|arrival| *arrival <= now).max().unwrap_or(start);
                     for act in liveness.look(received, RTT, now) {

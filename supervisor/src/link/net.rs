@@ -148,10 +148,10 @@ impl Resolver for SystemResolver {
     async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, ResolveError> {
         let name = Name::from_utf8(host)
             .map_err(|error| ResolveError::BadName { host: host.to_owned(), reason: error.to_string() })?;
-        let from_file = match read(&self.hosts).await {
-            Ok(text) => in_hosts(&text, &name),
-            // No such file: a bare root file system, where the name servers have to do.
-            Err(_) => Vec::new(),
+        let from_file = match tokio::time::timeout(RESOLVE_TIMEOUT, read(&self.hosts)).await {
+            Ok(Ok(text)) => in_hosts(&text, &name),
+            // No such file: a bare root file system, where the name servers have to do. Likewise a disk that hangs.
+            Ok(Err(_)) | Err(_) => Vec::new(),
         };
         if !from_file.is_empty() {
             return Ok(from_file);

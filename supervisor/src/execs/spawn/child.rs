@@ -16,7 +16,7 @@ use std::{
 
 use rustix::{
     fs::{Mode, OFlags},
-    process::{Gid, Uid},
+    process::{Gid, Resource, Rlimit, Uid},
 };
 
 /// The steps, as the child counts them.
@@ -61,6 +61,8 @@ pub(super) struct Plan {
     pub(super) cwd: CString,
     /// Go there before the change of user: see `SpawnRequest::in_workspace`.
     pub(super) enter_first: bool,
+    /// The limit of open files that the supervisor itself was started with.
+    pub(super) nofile: Option<Rlimit>,
     /// For `oom_score_adj`: commands must go before the supervisor does.
     pub(super) oom_score: Option<Vec<u8>>,
 }
@@ -100,6 +102,10 @@ fn run(plan: &Plan) -> io::Result<()> {
     }
     if let Some(score) = &plan.oom_score {
         set_oom_score(score);
+    }
+    if let Some(limit) = plan.nofile {
+        // Only lowered: it cannot fail, and would be no reason to.
+        let _ = rustix::process::setrlimit(Resource::Nofile, limit);
     }
     reset_signals();
     rustix::process::umask(Mode::from_raw_mode(UMASK));

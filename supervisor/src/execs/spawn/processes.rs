@@ -5,6 +5,7 @@
 //! Pids are reused. A process is held by its pidfd, looked at once more, and only then signalled.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::Read as _,
     os::fd::OwnedFd,
@@ -66,6 +67,15 @@ impl Held {
     }
 }
 
+/// Whom a look met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Killed {
+    /// How many, besides the leader.
+    pub(super) others: usize,
+    /// How many that no look before it had met, the leader included.
+    pub(super) new: usize,
+}
+
 impl Family {
     /// All that live now, but the leader if `leader` is false. Zombies do not live.
     pub(super) fn members(&self, leader: bool) -> Vec<Held> {
@@ -91,22 +101,23 @@ impl Family {
             .collect()
     }
 
-    /// SIGKILL to all that live now. Says how many were besides the leader.
-    pub(super) fn kill_once(&self) -> usize {
+    /// SIGKILL to all that live now. `seen` are those whom earlier looks have signalled; they may be dying yet.
+    pub(super) fn kill_once(&self, seen: &mut HashSet<u32>) -> Killed {
         let members = self.members(true);
         let others = members.iter().filter(|held| held.pid != self.pid).count();
+        let new = members.iter().filter(|held| seen.insert(held.pid)).count();
         // With cgroup.kill too: it is atomic, but a stray may have left the cgroup.
         if let Some(cgroup) = &self.cgroup {
             cgroup.kill();
         }
         members.iter().for_each(|held| held.signal(Signal::KILL));
-        others
+        Killed { others, new }
     }
 
     /// SIGKILL to all, and to whom they started while they were looked for, until a look finds nobody new: who has
     /// been signalled starts nobody any more. Says how many there were.
     pub(super) fn kill_all_there_are(&self) -> usize {
-        let mut killed = std::collections::HashSet::new();
+        let mut killed = HashSet::new();
         loop {
             let mut new = self.members(true);
             new.retain(|held| killed.insert(held.pid));

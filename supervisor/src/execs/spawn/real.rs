@@ -5,6 +5,7 @@
 //! dropping it kills the whole family.
 
 use std::{
+    collections::HashSet,
     ffi::{CString, OsString},
     io::{self, Read as _},
     os::{
@@ -209,6 +210,7 @@ impl Machine {
             identity,
             cwd,
             enter_first: request.in_workspace,
+            nofile: crate::descriptors::inherited(),
             oom_score: self.oom_score.clone(),
         };
         child::prepare(&mut command, plan);
@@ -433,15 +435,23 @@ impl Control for Leader {
     fn kill_all(&mut self) -> BoxFuture<'static, bool> {
         let family = self.family.clone();
         Box::pin(async move {
-            let mut others = false;
+            let (mut others, mut seen) = (false, HashSet::new());
             for _ in 0..KILL_ROUNDS {
                 let family = family.clone();
-                let killed = tokio::task::spawn_blocking(move || family.kill_once()).await.unwrap_or(0);
-                if killed == 0 {
-                    break;
+                let look = move || {
+                    let killed = family.kill_once(&mut seen);
+                    (killed, seen)
+                };
+                let Ok((killed, known)) = tokio::task::spawn_blocking(look).await else { break };
+                seen = known;
+                others |= killed.others > 0;
+                match (killed.others, killed.new) {
+                    // Nobody lives whom an earlier look has not signalled, and who is signalled starts nobody.
+                    (0, 0) => break,
+                    // The leader alone: it may have started somebody while it was looked for.
+                    (0, _) => {}
+                    _ => tokio::time::sleep(KILL_ROUND).await,
                 }
-                others = true;
-                tokio::time::sleep(KILL_ROUND).await;
             }
             others
         })
@@ -497,7 +507,7 @@ async fn ended(held: Held) {
 impl Drop for Leader {
     fn drop(&mut self) {
         if !self.released {
-            self.family.kill_once();
+            self.family.kill_once(&mut HashSet::new());
         }
         if self.family.cgroup.is_some() {
             self.machine.sweep(self.family.cgroup.take());

@@ -140,7 +140,7 @@ impl Disk {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(self.dir(exec))
     }
 
-    /// Writes memory to its segment's file. What a failed attempt left behind is overwritten by the next.
+    /// Writes memory to its segment's file. A failed attempt leaves the file as it was.
     pub(super) fn write_spill(&self, exec: ExecId, stream: Stream, spill: &Spill) -> io::Result<()> {
         let path = self.segment_path(exec, stream, spill.segment);
         let mut open = OpenOptions::new();
@@ -153,19 +153,13 @@ impl Disk {
             }
             opened => opened?,
         };
-        file.seek(io::SeekFrom::Start(spill.at - spill.segment.from))?;
-        // A command that writes lines fills memory with thousands of chunks: one call for many of them.
-        let mut pieces: Vec<_> = spill.chunks.iter().map(|chunk| io::IoSlice::new(chunk)).collect();
-        let mut rest = pieces.as_mut_slice();
-        while !rest.is_empty() {
-            match file.write_vectored(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => io::IoSlice::advance_slices(&mut rest, n),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        let begin = spill.at - spill.segment.from;
+        let written = append(&mut file, begin, &spill.chunks);
+        if written.is_err() {
+            // What stays of it is counted nowhere, and memory that goes meanwhile may make the next one begin elsewhere.
+            let _ = if begin == 0 { fs::remove_file(&path) } else { file.set_len(begin) };
         }
-        Ok(())
+        written
     }
 
     /// Reads from a segment. ENOENT: it has been dropped meanwhile.
@@ -268,4 +262,19 @@ impl Trouble {
     fn is_over(&self) -> bool {
         self.works && self.failed_at.elapsed() >= RETRY
     }
+}
+/// Writes the chunks from an offset on. A command that writes lines fills memory with thousands of them: one call for many.
+fn append(file: &mut File, from: u64, chunks: &[Bytes]) -> io::Result<()> {
+    file.seek(io::SeekFrom::Start(from))?;
+    let mut pieces: Vec<_> = chunks.iter().map(|chunk| io::IoSlice::new(chunk)).collect();
+    let mut rest = pieces.as_mut_slice();
+    while !rest.is_empty() {
+        match file.write_vectored(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => io::IoSlice::advance_slices(&mut rest, n),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

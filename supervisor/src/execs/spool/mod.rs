@@ -60,6 +60,8 @@ const DRAIN_SLACK: usize = 1 << 20;
 pub(super) const READ: usize = holdfast_wire::limits::MAX_FRAME_PAYLOAD;
 /// A failing disk is tried again after so long. Nothing tells when a full disk has room again.
 const RETRY: Duration = Duration::from_secs(5);
+/// A read that lacks a descriptor or memory is tried again after so long. Nothing tells when there is one.
+const LACK_PAUSE: Duration = Duration::from_millis(100);
 /// How long an outcome waits for its record to be on disk. It is kept in memory, and written later, if that takes
 /// longer.
 const SAVE_WITHIN: Duration = Duration::from_secs(2);
@@ -273,6 +275,11 @@ impl Spool {
                 Ok(Err(error)) => error,
                 Err(error) => std::io::Error::other(error),
             };
+            // What it lacks will be there again; the bytes are.
+            if is_lack(&error) {
+                tokio::time::sleep(LACK_PAUSE).await;
+                continue;
+            }
             // Not there: dropped between the look and the read, so look again; once.
             let dropped = error.kind() == std::io::ErrorKind::NotFound;
             if !dropped || missing.replace(segment) == Some(segment) {
@@ -389,6 +396,12 @@ impl Drop for Reader {
         self.spool.lock().detach(self.id);
         self.spool.inner.room.send_replace(());
     }
+}
+
+/// No descriptor or no memory for a read, at this moment.
+fn is_lack(error: &std::io::Error) -> bool {
+    let lacks = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN, libc::EINTR];
+    error.raw_os_error().is_some_and(|errno| lacks.contains(&errno))
 }
 
 async fn until_or_never(deadline: Option<Instant>) {
