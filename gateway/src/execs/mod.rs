@@ -90,6 +90,8 @@ struct Core {
     board: Board,
     /// Starts that are on their way.
     starting: Mutex<HashMap<ExecId, Starting>>,
+    /// Execs of which somebody finds out what became of their start.
+    settling: Mutex<HashSet<ExecId>>,
     /// Sandboxes whose main command somebody sees to.
     mains: Mutex<HashSet<SandboxId>>,
     tasks: TaskTracker,
@@ -124,6 +126,7 @@ impl Execs {
             events,
             board: Board::default(),
             starting: Mutex::default(),
+            settling: Mutex::default(),
             mains: Mutex::default(),
             tasks: TaskTracker::new(),
             token,

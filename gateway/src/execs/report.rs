@@ -1,6 +1,10 @@
 //! What supervisors report of their execs, brought together with the store.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use holdfast_wire::{
     api::{Cancelled, ExecInfo, LostReason, outcome::Kind},
@@ -112,12 +116,23 @@ impl Core {
     /// runs: its caller is gone.
     pub(super) fn settle_later(self: &Arc<Self>, exec: ExecId, handle: SandboxHandle, kill: bool) {
         let core = Arc::clone(self);
+        self.settling().insert(exec);
         self.tasks.spawn(async move {
             tokio::select! {
                 () = core.settle(exec, &handle, kill) => {}
                 () = core.token.cancelled() => {}
             }
+            core.settling().remove(&exec);
         });
+    }
+
+    /// Whether somebody is finding out what became of its start.
+    pub(super) fn is_settling(&self, exec: ExecId) -> bool {
+        self.settling().contains(&exec)
+    }
+
+    fn settling(&self) -> MutexGuard<'_, HashSet<ExecId>> {
+        self.settling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn settle(self: &Arc<Self>, exec: ExecId, handle: &SandboxHandle, kill: bool) {

@@ -18,7 +18,7 @@
 use std::sync::Arc;
 
 use holdfast_wire::{
-    api::{ExecInfo, ExecSpec, ExecState, OnDisconnect, StartFailure, outcome::Kind},
+    api::{ExecInfo, ExecSpec, ExecState, OnDisconnect, Phase, StartFailure, outcome::Kind},
     control::{ExecRelay, RefusedCode, relay_header},
     frame::Frame,
     ids::{ExecId, Generation},
@@ -237,10 +237,18 @@ impl Core {
             view.mark_unchanged();
             // A command that runs on after the resume is worth waiting for; one that is to be started is told now.
             let waits_for_resume = job.main.is_some() || job.through_pause && !starts;
-            let session = if waits_for_resume && record.finished.is_none() {
-                job.handle.wait_for_resume_and_session(job.until).await
-            } else {
-                job.handle.wait_for_session(job.until).await
+            let session = async {
+                if waits_for_resume && record.finished.is_none() {
+                    job.handle.wait_for_resume_and_session(job.until).await
+                } else {
+                    job.handle.wait_for_session(job.until).await
+                }
+            };
+            let session = tokio::select! {
+                biased;
+                session = session => session,
+                // It may have been cancelled, or have ended, while there was no session.
+                () = news.changed() => continue,
             };
             let session = match session {
                 Ok(session) => session,
@@ -275,6 +283,7 @@ impl Core {
                 tokio::select! {
                     biased;
                     reported = session.reported() => if reported.is_err() { continue },
+                    () = news.changed() => continue,
                     () = tokio::time::sleep_until(job.until) => {
                         return self.too_late(job, starts, "the supervisor did not say which execs it has").await;
                     }
@@ -307,7 +316,8 @@ impl Core {
                 generation: session.generation(),
                 epoch: session.epoch(),
             };
-            if self.store.sent(job.exec, sent).await?.instance != session.instance() {
+            // Another's, or ended by somebody while this waited.
+            if self.store.sent(job.exec, sent).await?.is_none_or(|sent| sent.instance != session.instance()) {
                 return Ok(Tried::Again);
             }
             header.start.clone_from(&job.start);
@@ -457,10 +467,9 @@ impl Core {
             return if error.reason == Reason::NoSession { Err(error) } else { Ok(over(record)) };
         }
         if !starts {
-            // What ended the hope may have ended the exec.
-            return match self.store.exec(job.exec).await? {
-                Some(record) if record.finished.is_some() => Ok(over(record)),
-                _ => Err(error.with(key::EXEC_ID, job.exec)),
+            return match self.ended_with_its_sandbox(job).await? {
+                Some(record) => Ok(over(record)),
+                None => Err(error.with(key::EXEC_ID, job.exec)),
             };
         }
         if self.may_be_delivered(job.exec) {
@@ -468,6 +477,30 @@ impl Core {
         }
         self.never_started(job.exec, &error.message).await;
         Err(error.with(key::EXEC_ID, job.exec))
+    }
+
+    /// What ended the hope for a session ends the exec too, and says so a moment later: waits for that. `None`: it has not
+    /// ended, or not in time.
+    async fn ended_with_its_sandbox(&self, job: &Job) -> Result<Option<ExecRecord>, CallError> {
+        let mut news = self.board.subscribe(job.exec);
+        let mut view = job.handle.view();
+        loop {
+            match self.store.exec(job.exec).await? {
+                Some(record) if record.finished.is_some() => return Ok(Some(record)),
+                Some(_) => {}
+                None => return Ok(None),
+            }
+            let phase = view.borrow_and_update().phase;
+            if !matches!(phase, Phase::Failed | Phase::Stopping | Phase::Stopped | Phase::Deleting) {
+                return Ok(None);
+            }
+            tokio::select! {
+                () = news.changed() => {}
+                // A sandbox that is no more has ended its execs.
+                Ok(()) = view.changed() => {}
+                () = tokio::time::sleep_until(job.until) => return Ok(None),
+            }
+        }
     }
 
     /// The deadline has passed.
@@ -514,13 +547,14 @@ impl Core {
     }
 }
 
-/// Whether asking a supervisor for the output makes sense: not where the exec never ran, nor where the one that ran
-/// it is gone.
+/// Whether asking a supervisor for the output makes sense: not where the exec never ran, such as one that was cancelled
+/// before it was sent, nor where the one that ran it is gone.
 fn output_may_be_kept(record: &ExecRecord) -> bool {
-    !matches!(
+    let lost = matches!(
         record.outcome().and_then(|outcome| outcome.kind.as_ref()),
         Some(Kind::StartFailed(_) | Kind::Lost(_))
-    )
+    );
+    record.sent.is_some() && !lost
 }
 
 /// Whether the stored outcome is a command's own: nobody but a supervisor that ran it can have said so.

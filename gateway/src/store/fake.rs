@@ -175,12 +175,15 @@ impl Store for FakeStore {
         Ok(execs)
     }
 
-    async fn sent(&self, exec: ExecId, sent: Sent) -> Result<Sent, StoreError> {
+    async fn sent(&self, exec: ExecId, sent: Sent) -> Result<Option<Sent>, StoreError> {
         let mut records = self.records();
         let Some(record) = records.execs.get_mut(&exec) else {
             return Err(StoreError::ExecMissing { id: exec });
         };
-        Ok(*record.sent.get_or_insert(sent))
+        if record.finished.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(*record.sent.get_or_insert(sent)))
     }
 
     async fn started(&self, exec: ExecId, pid: u32, at: Timestamp) -> Result<bool, StoreError> {

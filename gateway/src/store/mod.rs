@@ -103,11 +103,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn unfinished(&self, sandbox: SandboxId) -> Result<Vec<ExecRecord>, StoreError>;
 
     /// Notes to whom the start of an exec is about to be sent. The first note stays: what comes back is the one
-    /// that holds, and the start may be repeated towards that instance alone.
+    /// that holds, and the start may be repeated towards that instance alone. `None`: the exec has ended, and is not
+    /// to be sent to anybody.
     ///
     /// # Errors
     /// [`StoreError::ExecMissing`].
-    async fn sent(&self, exec: ExecId, sent: Sent) -> Result<Sent, StoreError>;
+    async fn sent(&self, exec: ExecId, sent: Sent) -> Result<Option<Sent>, StoreError>;
 
     /// Notes that an exec has started. False when that was known, or when it has ended.
     ///

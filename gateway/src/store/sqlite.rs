@@ -391,9 +391,10 @@ impl Store for SqliteStore {
         rows.iter().map(exec_of).collect()
     }
 
-    async fn sent(&self, exec: ExecId, sent: Sent) -> Result<Sent, StoreError> {
+    async fn sent(&self, exec: ExecId, sent: Sent) -> Result<Option<Sent>, StoreError> {
         sqlx::query(
-            "UPDATE exec SET instance = ?, generation = ?, epoch = ? WHERE id = ? AND instance IS NULL",
+            "UPDATE exec SET instance = ?, generation = ?, epoch = ?
+             WHERE id = ? AND instance IS NULL AND outcome IS NULL",
         )
         .bind(&sent.instance.0.as_bytes()[..])
         .bind(int(sent.generation.0))
@@ -404,7 +405,7 @@ impl Store for SqliteStore {
         .map_err(|error| query("noting where an exec is sent", error))?;
         // Written once and never changed, so that reading it afterwards reads what holds.
         let Some(record) = self.exec(exec).await? else { return Err(StoreError::ExecMissing { id: exec }) };
-        Ok(record.sent.unwrap_or(sent))
+        Ok(record.sent.filter(|_| record.finished.is_none()))
     }
 
     async fn started(&self, exec: ExecId, pid: u32, at: Timestamp) -> Result<bool, StoreError> {

@@ -231,8 +231,8 @@ pub(super) async fn a_start_belongs_to_the_instance_it_was_first_sent_to(store: 
     let record = exec(home.id);
     store.admit(&record).await.unwrap();
     let (first, second) = (sent(), sent());
-    assert_eq!(store.sent(record.exec, first).await.unwrap(), first);
-    assert_eq!(store.sent(record.exec, second).await.unwrap(), first);
+    assert_eq!(store.sent(record.exec, first).await.unwrap(), Some(first));
+    assert_eq!(store.sent(record.exec, second).await.unwrap(), Some(first));
     assert_eq!(store.exec(record.exec).await.unwrap().unwrap().sent, Some(first));
     let error = store.sent(ExecId::random(), second).await.unwrap_err();
     assert!(matches!(error, StoreError::ExecMissing { .. }), "{error}");

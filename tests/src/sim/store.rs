@@ -94,7 +94,7 @@ impl Store for Held {
         self.store()?.unfinished(sandbox).await
     }
 
-    async fn sent(&self, exec: ExecId, sent: Sent) -> Result<Sent, StoreError> {
+    async fn sent(&self, exec: ExecId, sent: Sent) -> Result<Option<Sent>, StoreError> {
         self.store()?.sent(exec, sent).await
     }
 

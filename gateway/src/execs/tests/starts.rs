@@ -140,6 +140,31 @@ async fn a_start_without_a_session_fails_at_its_deadline_and_never_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_start_that_is_cancelled_while_it_waits_hears_so_at_once_and_is_never_sent() {
+    let world = FakeWorld::new().await;
+    let supervisor = world.sandbox(BOX).await;
+    let exec = ExecId::random();
+    let caller = caller();
+    let begun = Instant::now();
+    let start = async {
+        let within = Some(Duration::from_secs(60));
+        let info = world.execs.start(BOX, exec, a_spec(OnDisconnect::Keep), within, &caller).await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), 2);
+        info
+    };
+    let cancel = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        world.execs.cancel(BOX, exec, &caller).await.unwrap()
+    };
+    let (started, cancelled) = tokio::join!(start, cancel);
+    assert_eq!((started.state(), cancelled.state()), (ExecState::Ended, ExecState::Ended));
+    let _link = supervisor.attach().await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(matches!(outcome(&world, exec).await, Some(Kind::Cancelled(_))));
+    assert_eq!(supervisor.begun(exec), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_waits_for_the_session_and_goes_on_at_once() {
     let world = FakeWorld::new().await;
     let supervisor = world.sandbox(BOX).await;
