@@ -64,7 +64,9 @@ impl Gateway {
             .tempdir()
             .map_err(|error| Failed::local("make a temporary directory", error))?;
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let config = holdfast_gateway::Config::new(directory.path(), listen, supervisor_command()?);
+        let mut config = holdfast_gateway::Config::new(directory.path(), listen, supervisor_command()?);
+        // Nobody would ever come back to them.
+        config.lifeline = true;
         let gateway = Box::pin(holdfast_gateway::Gateway::start(config))
             .await
             .map_err(|error| Failed::local("start a gateway in this process", chain(&error)))?;

@@ -210,6 +210,9 @@ pub struct Config {
     pub orphan_grace: Duration,
     /// Times that supervisors are told.
     pub tuning: Tuning,
+    /// The local driver's workloads end with this process, however it ends: for a gateway that nothing comes after.
+    /// No setting of the file's.
+    pub lifeline: bool,
 }
 
 /// What the container driver is told.
@@ -283,6 +286,7 @@ impl Config {
             boot_deadline: Duration::from_secs(60),
             orphan_grace: Duration::from_secs(60),
             tuning: Tuning::default(),
+            lifeline: false,
         }
     }
 

@@ -326,7 +326,8 @@ async fn open_driver(config: &Config, listen: SocketAddr) -> Result<Arc<dyn Comp
     match config.driver.as_str() {
         "local" => {
             let root = config.data_dir.join("sandboxes");
-            let local = LocalConfig::new(root, config.supervisor_command.clone());
+            let mut local = LocalConfig::new(root, config.supervisor_command.clone());
+            local.lifeline = config.lifeline;
             Ok(Arc::new(LocalDriver::open(local).await.map_err(failed)?))
         }
         "container" => {

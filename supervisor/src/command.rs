@@ -30,6 +30,10 @@ pub struct SupervisorArgs {
     /// This is the first process of a microVM, and standard input is the port to its holder.
     #[arg(long, hide = true)]
     pub machine: bool,
+    /// Stop, and end all commands, when standard input ends: it is a pipe that another process holds, which a gateway
+    /// that lives for one command alone uses.
+    #[arg(long)]
+    pub lifeline: bool,
     /// What else than running.
     #[command(subcommand)]
     pub command: Option<SupervisorCommand>,
@@ -99,7 +103,7 @@ pub fn run(args: SupervisorArgs) -> ExitCode {
         Some(SupervisorCommand::Machine) => machine(),
         None => {
             logs::start(&config.log);
-            match supervise::run(config, args.machine) {
+            match supervise::run(config, args.machine, args.lifeline) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     tracing::error!("{error}");

@@ -74,8 +74,8 @@ pub(crate) enum RunError {
     Port(#[from] PortError),
 }
 
-/// Runs until a signal stops it, or the holder of its microVM.
-pub(crate) fn run(config: SupervisorConfig, machine: bool) -> Result<(), RunError> {
+/// Runs until a signal stops it, or the holder of its microVM, or the end of its lifeline.
+pub(crate) fn run(config: SupervisorConfig, machine: bool, lifeline: bool) -> Result<(), RunError> {
     tracing::info!(
         version = holdfast_wire::VERSION,
         sandbox = %config.sandbox_id,
@@ -85,7 +85,7 @@ pub(crate) fn run(config: SupervisorConfig, machine: bool) -> Result<(), RunErro
         "the supervisor starts"
     );
     let mut port = machine.then(Port::inherited).transpose()?;
-    let outcome = run_to_the_end(config, port.as_ref());
+    let outcome = run_to_the_end(config, port.as_ref(), lifeline);
     if let Some(port) = &mut port {
         match &outcome {
             Ok(()) => machine::stop(port),
@@ -95,7 +95,7 @@ pub(crate) fn run(config: SupervisorConfig, machine: bool) -> Result<(), RunErro
     outcome
 }
 
-fn run_to_the_end(config: SupervisorConfig, port: Option<&Port>) -> Result<(), RunError> {
+fn run_to_the_end(config: SupervisorConfig, port: Option<&Port>, lifeline: bool) -> Result<(), RunError> {
     if config.init && config.mount_proc {
         init::mount_proc()?;
     }
@@ -110,8 +110,12 @@ fn run_to_the_end(config: SupervisorConfig, port: Option<&Port>) -> Result<(), R
         .enable_all()
         .build()
         .map_err(RunError::Runtime)?;
-    let asked = port.map(Port::stop_asked).transpose().map_err(RunError::Signals)?;
-    let outcome = runtime.block_on(supervise(config, identity, probe, asked));
+    let asked = match port {
+        Some(port) => Some(port.stop_asked()),
+        None => lifeline.then(end_of_lifeline),
+    };
+    let asked = asked.transpose().map_err(RunError::Signals)?;
+    let outcome = runtime.block_on(supervise(config, identity, probe, asked, port.is_some()));
     // A thread that hangs in a dead mount cannot be waited for.
     runtime.shutdown_timeout(STOP_WAIT);
     outcome
@@ -122,9 +126,8 @@ async fn supervise(
     identity: Identity,
     probe: Vec<OsString>,
     asked: Option<oneshot::Receiver<()>>,
+    machine: bool,
 ) -> Result<(), RunError> {
-    // A microVM's holder is who asks.
-    let machine = asked.is_some();
     // First of all: as the first process of a namespace, a signal without a handler would be lost.
     let mut signals = Signals::listen(asked).map_err(RunError::Signals)?;
     let (token, tasks, children) = (CancellationToken::new(), TaskTracker::new(), Children::default());
@@ -223,7 +226,7 @@ struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
-    /// Of the holder of this microVM.
+    /// Of the holder of this microVM, or the end of the lifeline.
     asked: Option<oneshot::Receiver<()>>,
 }
 
@@ -242,9 +245,27 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.hangup.recv() => "SIGHUP",
-            () = asked(&mut self.asked) => "its machine's holder",
+            () = asked(&mut self.asked) => "whoever started it",
         }
     }
+}
+
+/// Tells when standard input ends. Nothing is ever written to it.
+fn end_of_lifeline() -> io::Result<oneshot::Receiver<()>> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::Builder::new().name("lifeline".to_owned()).spawn(move || {
+        let mut byte = [0];
+        loop {
+            match io::Read::read(&mut io::stdin(), &mut byte) {
+                Ok(n) if n > 0 => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => break,
+            }
+        }
+        // A supervisor that is stopping already does not listen.
+        let _ = sender.send(());
+    })?;
+    Ok(receiver)
 }
 
 /// Once: after that, and where nobody can ask, never.

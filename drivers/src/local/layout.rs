@@ -30,7 +30,7 @@ use super::{
     kind::Kind,
     process::ProcessId,
     record::{Record, Running, Stage},
-    spawn::{self, Launch},
+    spawn::{self, Launch, Stdin},
     tree::{DIR_MARK, SANDBOX_MARK},
 };
 use crate::{BootStage, Capabilities, DriverError, Isolation, WorkloadSpec};
@@ -98,6 +98,23 @@ pub(super) struct Supervisors {
     console_bytes: u64,
     spool: SpoolLimits,
     log: String,
+    /// What supervisors live by, where they are to end with this process.
+    lifeline: Option<Lifeline>,
+}
+
+/// A pipe that nobody writes to. Its reading end is every supervisor's standard input; the other is held here alone, so
+/// that it ends with this process, however that ends.
+#[derive(Debug)]
+struct Lifeline {
+    end: OwnedFd,
+    _held: OwnedFd,
+}
+
+impl Lifeline {
+    fn new() -> io::Result<Self> {
+        let (end, held) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        Ok(Self { end, _held: held })
+    }
 }
 
 impl Supervisors {
@@ -116,7 +133,9 @@ impl Supervisors {
                 format!("are required, and not permitted here: {why}"),
             ));
         }
+        let lifeline = config.lifeline.then(Lifeline::new).transpose();
         Ok(Self {
+            lifeline: lifeline.map_err(|error| DriverError::io("making the supervisors' lifeline", error))?,
             command,
             no_namespaces,
             console_bytes: config.console_bytes,
@@ -159,7 +178,14 @@ impl Supervisors {
         console::keep_bounded(dir, self.console_bytes)?;
         let mut command = self.command.clone();
         command.extend(["--config".into(), dir.path().join(CONFIG).into_os_string()]);
-        Ok(Launch { command, env: environment(spec), console: console::open(dir)?, stdin: None })
+        let stdin = match &self.lifeline {
+            Some(lifeline) => {
+                command.push("--lifeline".into());
+                Stdin::Lifeline(lifeline.end.try_clone()?)
+            }
+            None => Stdin::Null,
+        };
+        Ok(Launch { command, env: environment(spec), console: console::open(dir)?, stdin })
     }
 }
 

@@ -87,6 +87,8 @@ pub struct LocalConfig {
     pub spool: SpoolLimits,
     /// The supervisors' log filter.
     pub log: String,
+    /// Workloads end with this process, however it ends, instead of being there for the next one.
+    pub lifeline: bool,
 }
 
 impl LocalConfig {
@@ -101,6 +103,7 @@ impl LocalConfig {
             console_bytes: 1024 * 1024,
             spool: SpoolLimits::default(),
             log: "info".to_owned(),
+            lifeline: false,
         }
     }
 }

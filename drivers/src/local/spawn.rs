@@ -35,8 +35,19 @@ pub(crate) struct Launch {
     pub(crate) env: Vec<(OsString, OsString)>,
     /// Takes its output and its errors.
     pub(crate) console: File,
-    /// What it reads from its standard input; `None`: nothing is there.
-    pub(crate) stdin: Option<Vec<u8>>,
+    /// Its standard input.
+    pub(crate) stdin: Stdin,
+}
+
+/// What a supervisor finds on its standard input.
+#[derive(Debug)]
+pub(crate) enum Stdin {
+    /// Nothing.
+    Null,
+    /// This, and then its end.
+    Text(Vec<u8>),
+    /// A pipe that says nothing and ends with whoever holds its other end.
+    Lifeline(OwnedFd),
 }
 
 /// Starts a supervisor. For blocking threads.
@@ -44,8 +55,11 @@ pub(super) fn spawn(launch: Launch, namespaces: bool, boot: &str) -> io::Result<
     // Or what the gateway was given by its parent stays open for as long as a supervisor lives: a pipe, whose
     // reader then waits for ever. Nothing in this process wants to hand a descriptor on by leaving it open.
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
-    let mut stdin = launch.stdin;
-    let piped = stdin.is_some();
+    let (stdin, mut text) = match launch.stdin {
+        Stdin::Null => (Stdio::null(), None),
+        Stdin::Text(text) => (Stdio::piped(), Some(text)),
+        Stdin::Lifeline(pipe) => (Stdio::from(pipe), None),
+    };
     let mut child = on_its_own_thread(move || {
         if namespaces {
             leave_namespaces()?;
@@ -57,14 +71,14 @@ pub(super) fn spawn(launch: Launch, namespaces: bool, boot: &str) -> io::Result<
             .env_clear()
             .envs(launch.env)
             .current_dir("/")
-            .stdin(if piped { Stdio::piped() } else { Stdio::null() })
+            .stdin(stdin)
             .stdout(launch.console.try_clone()?)
             .stderr(launch.console);
         CommandWrap::from(command).wrap(ProcessSession).spawn()
     })?;
     // Not on that thread: it shares the child's mounts, and with them the child's own new /proc.
     // Dropping a `Child` neither ends nor reaps it: the keeper does that, by pidfd.
-    let told = match (stdin.take(), child.stdin().take()) {
+    let told = match (text.take(), child.stdin().take()) {
         (Some(text), Some(mut pipe)) => pipe.write_all(&text),
         _ => Ok(()),
     };

@@ -31,7 +31,11 @@ use super::{
 };
 use crate::{
     BootStage, Capabilities, DriverError, Isolation, Observed, Resources, WorkloadSpec, WorkloadState,
-    local::{files::Dir, kind::Kind, spawn::Launch},
+    local::{
+        files::Dir,
+        kind::Kind,
+        spawn::{Launch, Stdin},
+    },
 };
 
 /// Of a machine that says nothing: a shell, a compiler and the supervisor have room.
@@ -243,7 +247,7 @@ impl Kind for Machines {
             command: vec![launcher, "hold".into(), dir.path().as_os_str().to_owned()],
             env: Vec::new(),
             console: log.map_err(failed)?,
-            stdin: Some(stdin),
+            stdin: Stdin::Text(stdin),
         })
     }
 

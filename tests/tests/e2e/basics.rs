@@ -1,7 +1,10 @@
 //! The main job, and what every user does first.
 
-use holdfast_tests::harness::Cluster;
-use tokio::process::Command;
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use holdfast_tests::harness::{self, Cluster};
+use tokio::{io::AsyncReadExt as _, process::Command};
 
 use super::HOLDFAST;
 
@@ -20,6 +23,33 @@ async fn run_makes_a_sandbox_and_returns_the_commands_own_result() -> anyhow::Re
     assert!(String::from_utf8_lossy(&output.stderr).contains("oops\n"), "{output:?}");
     assert_eq!(output.status.code(), Some(7));
     Ok(())
+}
+
+#[tokio::test]
+async fn a_run_that_is_killed_leaves_nothing_running() -> anyhow::Result<()> {
+    let home = tempfile::tempdir()?;
+    let mark = format!("left-{}", std::process::id());
+    let mut run = Command::new(HOLDFAST)
+        .args([
+            "run",
+            "--",
+            "sh",
+            "-c",
+            &format!("trap '' TERM HUP; echo up; while sleep 1; do :; done # {mark}"),
+        ])
+        .env_remove("HOLDFAST_PROFILE")
+        .env("XDG_CONFIG_HOME", home.path())
+        .env("XDG_DATA_HOME", home.path())
+        // Its gateway's directory has no owner any more afterwards.
+        .env("TMPDIR", home.path())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut up = [0; 3];
+    run.stdout.take().context("piped")?.read_exact(&mut up).await?;
+    assert!(harness::is_running(&mark));
+    run.kill().await?;
+    harness::eventually(harness::PATIENCE, || !harness::is_running(&mark)).await
 }
 
 #[tokio::test]

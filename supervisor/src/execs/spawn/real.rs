@@ -26,6 +26,7 @@ use rustix::{
     io::Errno,
     process::{Gid, Pid, Signal, Uid},
 };
+use tokio::sync::Semaphore;
 
 use super::{
     Control, EXEC_ID_VARIABLE, Exit, Input, KILL_ROUND, MemoryUse, Output, ProcessMark, SpawnError,
@@ -43,6 +44,10 @@ use crate::init::{Children, OwnChild};
 /// Rounds of killing where the kernel does it one by one: a fork bomb may need several, a D state is not cured by
 /// more.
 const KILL_ROUNDS: usize = 50;
+
+/// Starts at once: a quarter of the supervisor's threads for what blocks, so that spools are written and processes
+/// killed whatever becomes of starts.
+const STARTS: usize = 16;
 
 /// Starts real processes.
 #[derive(Clone, Debug)]
@@ -65,6 +70,8 @@ struct Machine {
     stale: Mutex<Vec<Cgroup>>,
     /// Keeps the collector of orphans away from our own processes.
     children: Children,
+    /// Starts at once. A start on a mount that hangs holds its thread for as long as it hangs, whoever has given it up.
+    places: Arc<Semaphore>,
 }
 
 impl Default for RealSpawner {
@@ -121,8 +128,15 @@ impl Spawner for RealSpawner {
     fn spawn(&self, request: SpawnRequest) -> BoxFuture<'static, Result<Spawned, SpawnError>> {
         let machine = Arc::clone(&self.machine);
         Box::pin(async move {
+            // Waits, within the time that a start may take, while too many hang.
+            let place = Arc::clone(&machine.places).acquire_owned().await;
+            let start = move || {
+                let started = machine.start(&request);
+                drop(place);
+                started
+            };
             // Should this future be dropped, the blocking thread drops what it made, which kills it.
-            match tokio::task::spawn_blocking(move || machine.start(&request)).await {
+            match tokio::task::spawn_blocking(start).await {
                 Ok(result) => result,
                 Err(error) => Err(SpawnError::new(
                     StartFailure::Resources,
@@ -176,6 +190,7 @@ impl Machine {
             etc: "/etc".into(),
             stale: Mutex::default(),
             children: Children::default(),
+            places: Arc::new(Semaphore::new(STARTS)),
         }
     }
 
