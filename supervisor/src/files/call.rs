@@ -14,6 +14,9 @@ use tokio::sync::oneshot;
 use super::{Inner, user};
 use crate::execs::{Refusal, accept, finish, refuse};
 
+/// Questions at once. On a mount that hangs, one holds its thread for as long as it hangs, whoever has given it up.
+pub(super) const CALLS: usize = 64;
+
 /// Serves one call to its end. What it does to the file system is done also when the caller goes away.
 pub(super) async fn serve(room: &Arc<Inner>, call: FilesCall, mut send: SendStream, mut recv: MessageReader) {
     if call.kind.is_none() || call.user.len() > MAX_USER {
@@ -26,10 +29,15 @@ pub(super) async fn serve(room: &Arc<Inner>, call: FilesCall, mut send: SendStre
         };
         return refuse(refusal, send, recv).await;
     }
+    let Ok(place) = Arc::clone(&room.calls).try_acquire_owned() else {
+        let message = format!("{CALLS} questions about files have no answer from the file system yet");
+        return refuse(Refusal::new(RefusedCode::Exhausted, message), send, recv).await;
+    };
     let (tell, told) = oneshot::channel();
     let work = {
         let room = Arc::clone(room);
         move || {
+            let _place = place;
             // Nobody waits any more: done it is.
             let _ = tell.send(answer(&room, call));
         }

@@ -29,6 +29,7 @@ use holdfast_wire::{
     limits, timing,
     transport::{MessageReader, SendStream},
 };
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::transfer::Transfer;
@@ -55,6 +56,8 @@ struct Inner {
     table: Mutex<HashMap<TransferId, Arc<Transfer>>>,
     tracker: TaskTracker,
     token: CancellationToken,
+    /// A place for each question that waits for the file system.
+    calls: Arc<Semaphore>,
     /// For what is begun when a relay is dropped, wherever that is.
     runtime: tokio::runtime::Handle,
 }
@@ -94,6 +97,7 @@ impl Files {
             table,
             tracker,
             token,
+            calls: Arc::new(Semaphore::new(call::CALLS)),
             runtime: tokio::runtime::Handle::current(),
         });
         let room = Arc::downgrade(&inner);

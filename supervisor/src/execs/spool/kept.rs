@@ -292,6 +292,11 @@ impl Kept {
         first && self.record.is_some()
     }
 
+    /// A job has no end yet: the policy goes by memory alone from now on.
+    pub(super) fn disk_hangs(&mut self) {
+        self.disk_ok = false;
+    }
+
     /// A record has not been written: it stays, unless there is a newer one.
     pub(super) fn record_failed(&mut self, record: Record, sync: bool) {
         self.disk_ok = false;

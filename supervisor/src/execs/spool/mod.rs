@@ -60,6 +60,8 @@ const DRAIN_SLACK: usize = 1 << 20;
 pub(super) const READ: usize = holdfast_wire::limits::MAX_FRAME_PAYLOAD;
 /// A failing disk is tried again after so long. Nothing tells when a full disk has room again.
 const RETRY: Duration = Duration::from_secs(5);
+/// A job of the writer's that takes longer hangs. It moves a few hundred kilobytes, and syncs a small file.
+const HANGS: Duration = Duration::from_secs(5);
 /// A read that lacks a descriptor or memory is tried again after so long. Nothing tells when there is one.
 const LACK_PAUSE: Duration = Duration::from_millis(100);
 /// How long an outcome waits for its record to be on disk. It is kept in memory, and written later, if that takes

@@ -70,6 +70,44 @@ async fn what_exceeds_memory_is_read_from_disk() {
 }
 
 #[tokio::test]
+async fn a_disk_that_hangs_stops_no_command() {
+    for block in [false, true] {
+        let shelf = shelf(8 << 20, 64 << 20, block);
+        let dir = shelf._dir.path().join("execs").join(shelf.spool.inner.exec.to_string());
+        std::fs::create_dir_all(&dir).unwrap();
+        // To open a pipe for writing takes until somebody reads it.
+        let segment = dir.join(format!("out-{:020}", 0));
+        rustix::fs::mknodat(rustix::fs::CWD, &segment, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .unwrap();
+        let reader = shelf.spool.attach([0, 0]);
+        let reading = async {
+            let (mut at, mut readable) = (0, shelf.spool.readable());
+            loop {
+                readable.borrow_and_update();
+                match shelf.spool.read(Stream::Stdout, at, 100_000).await {
+                    Piece::Data(data) => at += data.len() as u64,
+                    Piece::Gap { to } => at = to,
+                    Piece::End => readable.changed().await.unwrap(),
+                }
+                reader.ack([at, 0]);
+            }
+        };
+        let written = tokio::time::timeout(Duration::from_secs(60), async {
+            tokio::select! {
+                () = write(&shelf.spool, Stream::Stdout, 2_000_000) => {}
+                never = reading => never,
+            }
+        });
+        assert!(written.await.is_ok(), "it stands still, block {block}");
+        assert!(shelf.disk.error().unwrap().contains("not done within"));
+        // The thread's way out.
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let open = std::fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&segment);
+        drop((open, shelf));
+    }
+}
+
+#[tokio::test]
 async fn drop_oldest_keeps_the_newest_within_the_bound() {
     let shelf = shelf(1 << 20, 64 << 20, false);
     write(&shelf.spool, Stream::Stdout, 10_000_000).await;

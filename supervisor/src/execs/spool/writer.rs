@@ -1,12 +1,12 @@
 //! The writer of one spool: the one task that changes its exec's files while the exec lives. It moves memory to
-//! segments, unlinks what was dropped, and writes the record; a hung disk hangs it and nobody else.
+//! segments, unlinks what was dropped, and writes the record; a disk that hangs hangs it and nobody else.
 
 use std::{io, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    RETRY, Spool, Stream,
+    HANGS, RETRY, Spool, Stream,
     kept::Job,
     log::{Segment, Spill},
     record::Record,
@@ -38,7 +38,7 @@ pub(super) async fn run(spool: Spool, token: CancellationToken) {
             }
         };
         let (disk, exec) = (Arc::clone(&spool.inner.disk), spool.inner.exec);
-        let done = tokio::task::spawn_blocking(move || {
+        let mut work_on_disk = tokio::task::spawn_blocking(move || {
             job.unlink
                 .iter()
                 .for_each(|(stream, segment): &(Stream, Segment)| disk.unlink(exec, *stream, *segment));
@@ -56,8 +56,22 @@ pub(super) async fn run(spool: Spool, token: CancellationToken) {
             });
             done
         });
+        let done = match tokio::time::timeout(HANGS, &mut work_on_disk).await {
+            Ok(done) => done,
+            Err(_) => {
+                // It may go on one day. Until then memory is all there is, as with a disk that fails.
+                let hangs = io::Error::new(io::ErrorKind::TimedOut, format!("not done within {HANGS:?}"));
+                spool.inner.disk.failed("writing", &hangs);
+                spool.lock().disk_hangs();
+                spool.inner.room.send_replace(());
+                tokio::select! {
+                    done = work_on_disk => done,
+                    () = token.cancelled() => return,
+                }
+            }
+        };
         // A panic in there is a fault; its spills stay in memory, its record is lost until the next one.
-        let Ok(done) = done.await else { continue };
+        let Ok(done) = done else { continue };
         if settle(&spool, done) {
             continue;
         }
