@@ -163,6 +163,16 @@ impl Core {
         }
     }
 
+    /// Whether somebody came back for an exec whose caller went away: it is theirs now.
+    async fn has_another_caller(&self, exec: ExecId, session: &Session, until: Instant) -> bool {
+        if self.start_of(exec) != state::Start::None {
+            return true;
+        }
+        let answer = self.call(session, exec_call::Kind::Get(exec.to_bytes()), until).await;
+        let execs = answer.map(|answer| answer.execs).unwrap_or_default();
+        execs.iter().any(|info| is(info, exec) && info.readers > 0)
+    }
+
     async fn is_settled(&self, exec: ExecId) -> bool {
         match self.store.exec(exec).await {
             Ok(Some(record)) => record.finished.is_some() || record.started_at.is_some(),
@@ -175,6 +185,7 @@ impl Core {
         let record = self.store.exec(exec).await.map_err(|error| error.to_string())?;
         let Some(record) = record.filter(|record| record.finished.is_none()) else { return Ok(()) };
         let until = Instant::now() + timing::OPEN_TIMEOUT + timing::ACCEPT_TIMEOUT;
+        let kill = kill && !self.has_another_caller(exec, session, until).await;
         let question = if kill {
             let by = "disconnect".to_owned();
             exec_call::Kind::Cancel(holdfast_wire::control::CancelCall { exec_id: exec.to_bytes(), by })

@@ -22,6 +22,11 @@ impl Core {
         self.start_of(exec) != state::Start::Undelivered
     }
 
+    /// How many start the exec.
+    pub(super) fn starters_of(&self, exec: ExecId) -> usize {
+        self.starting().get(&exec).map_or(0, |starting| starting.starters)
+    }
+
     /// How far a start of the exec is.
     pub(super) fn start_of(&self, exec: ExecId) -> state::Start {
         match self.starting().get(&exec) {

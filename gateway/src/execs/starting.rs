@@ -75,10 +75,10 @@ fn over(record: ExecRecord) -> Connected {
 /// How one try ended.
 enum Tried {
     Connected(Connected),
-    /// Look at everything anew.
+    /// Look at everything anew, once something has changed.
     Again,
-    /// The supervisor takes none now: nothing to try until something has changed.
-    Refused,
+    /// No answer, in the time that an answer has: the same session may do better now, and a repeat is the same exec.
+    Unanswered,
     Failed(CallError),
 }
 
@@ -193,7 +193,8 @@ impl Core {
             biased;
             connected = tries => connected,
             () = gone => {
-                if !self.may_be_delivered(job.exec) {
+                // Somebody else may be starting the same exec: then it is theirs as well.
+                if !self.may_be_delivered(job.exec) && self.starters_of(job.exec) == 1 {
                     let by = holdfast_wire::api::Cancelled { by: "disconnect".to_owned() };
                     let end = state::ended(Kind::Cancelled(by), Timestamp::now());
                     return self.finish(job.exec, &end).await.map(over);
@@ -292,11 +293,11 @@ impl Core {
             match self.once(job, &record, &session, starts).await? {
                 Tried::Connected(connected) => return Ok(connected),
                 Tried::Failed(error) => return Err(error),
-                Tried::Again | Tried::Refused if Instant::now() >= job.until => {
+                Tried::Again | Tried::Unanswered if Instant::now() >= job.until => {
                     return self.too_late(job, starts, "no answer came in time").await;
                 }
-                Tried::Again => {}
-                Tried::Refused => last = Some(session),
+                Tried::Again => last = Some(session),
+                Tried::Unanswered => {}
             }
         }
     }
@@ -410,24 +411,18 @@ impl Core {
     ) -> Result<Tried, CallError> {
         let RelayError::Refused { code, message } = &error else {
             return Ok(match error {
-                RelayError::Lost { .. } | RelayError::AcceptDeadline(_) | RelayError::OpenDeadline(_)
-                    if Instant::now() < job.until =>
-                {
-                    Tried::Again
-                }
+                RelayError::Lost { .. } => Tried::Again,
+                RelayError::AcceptDeadline(_) | RelayError::OpenDeadline(_) => Tried::Unanswered,
                 RelayError::TooMany | RelayError::TooLarge(_) if starts && !delivered_before => {
                     self.end_as(job.exec, StartFailure::Resources, &error.to_string()).await;
                     Tried::Failed(limit(job.exec, &error.to_string()))
                 }
                 RelayError::TooMany => Tried::Failed(limit(job.exec, &error.to_string())),
-                RelayError::Lost { .. } | RelayError::AcceptDeadline(_) | RelayError::OpenDeadline(_) => {
-                    Tried::Again
-                }
                 other => Tried::Failed(self.unanswered(job, starts, &other.to_string())),
             });
         };
         if *code == RefusedCode::Stopping {
-            return Ok(Tried::Refused);
+            return Ok(Tried::Again);
         }
         if record.finished.is_some() {
             return Ok(match code {
