@@ -172,7 +172,7 @@ pub(crate) struct AttachArgs {
     /// Only output that comes from now on
     #[arg(long)]
     pub(crate) no_replay: bool,
-    /// Send Ctrl-C and Ctrl-\\ to the command; `false`: they leave, and the command runs on
+    /// Send Ctrl-C and Ctrl-\ to the command; `false`: they leave, and the command runs on
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) sig_proxy: bool,
     #[command(flatten)]
