@@ -12,6 +12,7 @@ use bytes::Bytes;
 use holdfast_wire::{
     api::{Argv, ExecSpec, OnPause, StartExecRequest, TerminalSize, WhenFull, exec_spec},
     ids::ExecId,
+    reason::Reason,
     spec, timing,
 };
 
@@ -54,16 +55,17 @@ async fn start(client: &Client, args: &ExecArgs, spec: ExecSpec, context: &Conte
         start_deadline: duration(Some(deadline), "--start-deadline")?,
     };
     let began = tokio::time::Instant::now();
-    // A try may have started it.
-    let unknown = Cell::new(false);
+    // A gateway was there; and a try may have started it.
+    let (reached, unknown) = (Cell::new(false), Cell::new(false));
     let all = async {
         loop {
             let mut execs = client.execs();
             let at_most = deadline + timing::START_DEADLINE;
             let answer = client.call("start the command", at_most, execs.start(request.clone())).await;
             match answer {
-                Err(error) if worth_repeating(&error, unknown.get()) && began.elapsed() < deadline => {
-                    unknown.set(unknown.get() || !matches!(error, Error::Connect { .. }));
+                Err(error) if worth_repeating(&error, reached.get()) && began.elapsed() < deadline => {
+                    reached.set(reached.get() || !matches!(error, Error::Connect { .. }));
+                    unknown.set(unknown.get() || may_have_started(&error));
                     tracing::debug!(%error, "starting again with the same id");
                     tokio::time::sleep(RETRY).await;
                 }
@@ -88,9 +90,7 @@ async fn start(client: &Client, args: &ExecArgs, spec: ExecSpec, context: &Conte
     let answer = match answered {
         Ok(answer) => answer,
         Err(error) => {
-            let told =
-                matches!(error, Error::Refused { .. } | Error::Connect { .. } | Error::Distrust { .. });
-            if unknown.get() || !told {
+            if unknown.get() || may_have_started(&error) {
                 say_unknown();
             }
             return Err(error.into());
@@ -112,6 +112,17 @@ async fn start(client: &Client, args: &ExecArgs, spec: ExecSpec, context: &Conte
         context.output.line(&exec_id.to_string())?;
     }
     Ok(0)
+}
+
+/// Whether a try that failed so may have started the command all the same.
+fn may_have_started(error: &Error) -> bool {
+    match error {
+        Error::Connect { .. } | Error::Distrust { .. } => false,
+        Error::Refused { .. } => {
+            matches!(error.reason(), Some(Reason::StartUnknown | Reason::SessionLost | Reason::RelayDeadline))
+        }
+        _ => true,
+    }
 }
 
 /// The answer is not known, or was not about this start. No gateway at all is worth telling at once, unless one was there

@@ -204,17 +204,17 @@ impl Ours<'_> {
             let mut sandboxes = self.client.sandboxes();
             let listed =
                 self.client.call("look for the sandbox", CALL_TIMEOUT, sandboxes.list(request)).await;
-            match listed {
-                Ok(listed) => {
-                    if let Some(sandbox) = listed.sandboxes.into_iter().next() {
-                        return Ok(Some(sandbox.id));
-                    }
-                }
-                Err(error) if !error.is_transient() || Instant::now() >= until => return Err(error),
-                Err(_) => {}
-            }
+            let seen = match listed {
+                Ok(listed) => match listed.sandboxes.into_iter().next() {
+                    Some(sandbox) => return Ok(Some(sandbox.id)),
+                    None => Ok(None),
+                },
+                Err(error) if error.is_transient() => Err(error),
+                Err(error) => return Err(error),
+            };
+            // The last look counts: a gateway that is away has not said that there is none.
             if timeout_at(until, sleep(LOOK_EVERY)).await.is_err() {
-                return Ok(None);
+                return seen;
             }
         }
     }

@@ -153,21 +153,27 @@ async fn an_attached_caller_is_told_of_a_pause_and_its_end() {
     }
 }
 
+/// Starts an exec of which its supervisor hears after two seconds, and does something with it after one.
+async fn a_second_before_it_starts<T>(world: &FakeWorld, exec: ExecId, act: impl Future<Output = T>) -> T {
+    let (caller, spec) = (caller(), a_spec(OnDisconnect::Keep));
+    let start = world.execs.start(BOX, exec, spec, None, &caller);
+    let act = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        act.await
+    };
+    let (started, done) = Box::pin(async { tokio::join!(start, act) }).await;
+    started.unwrap();
+    done
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_cancel_that_overtakes_the_start_waits_for_it() {
     let world = FakeWorld::new().await;
     let supervisor = world.sandbox(BOX).await;
     let _link = supervisor.attach().await;
-    let exec = ExecId::random();
     supervisor.script([Act::RunLate { after: Duration::from_secs(2) }]);
-    let (caller, spec) = (caller(), a_spec(OnDisconnect::Keep));
-    let start = world.execs.start(BOX, exec, spec, None, &caller);
-    let cancel = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        world.execs.cancel(BOX, exec, &caller).await
-    };
-    let (started, cancelled) = tokio::join!(start, cancel);
-    started.unwrap();
+    let (exec, caller) = (ExecId::random(), caller());
+    let cancelled = a_second_before_it_starts(&world, exec, world.execs.cancel(BOX, exec, &caller)).await;
     assert_eq!(cancelled.unwrap().state(), ExecState::Running, "the fake's commands take no signal");
     let cancels = |heard: &Heard| matches!(heard, Heard::Call(exec_call::Kind::Cancel(_)));
     assert_eq!(
@@ -182,17 +188,9 @@ async fn a_signal_that_overtakes_the_start_waits_for_it() {
     let world = FakeWorld::new().await;
     let supervisor = world.sandbox(BOX).await;
     let _link = supervisor.attach().await;
-    let exec = ExecId::random();
     supervisor.script([Act::RunLate { after: Duration::from_secs(2) }]);
-    let (caller, spec) = (caller(), a_spec(OnDisconnect::Keep));
-    let start = world.execs.start(BOX, exec, spec, None, &caller);
-    let signal = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        world.execs.signal(BOX, exec, 15).await
-    };
-    let (started, signalled) = tokio::join!(start, signal);
-    started.unwrap();
-    signalled.unwrap();
+    let exec = ExecId::random();
+    a_second_before_it_starts(&world, exec, world.execs.signal(BOX, exec, 15)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
